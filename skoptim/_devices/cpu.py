@@ -1,0 +1,156 @@
+"""CPU primitives: matrix products by NumPy's BLAS, everything else one fused compiled pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from skoptim._native import core
+
+name = "cpu"
+xp = np
+
+gather_rows = core.gather_rows
+activation_forward = core.activation_forward
+activation_backward = core.activation_backward
+dropout = core.dropout
+column_sums = core.column_sums
+squared_norm = core.squared_norm
+prox = core.prox
+prox_groups = core.prox_groups
+
+_SUFFIX = {np.dtype(np.float32): "Float32", np.dtype(np.float64): "Float64"}
+
+
+class Matrix:
+    """The rows that a fit reads: a dense array or a CSR matrix, never copied or densified.
+
+    Parameters
+    ----------
+    X : ndarray or scipy CSR of shape (n_samples, n_features)
+        float32 or float64. Column indices are checked here, once; compiled code then trusts them.
+        Duplicate entries are summed in a copy.
+
+    Raises
+    ------
+    ValueError
+        If the index arrays of a CSR matrix do not describe a matrix of that shape.
+    """
+
+    def __init__(self, X: Any):
+        self.is_sparse = sp.issparse(X)
+        self.shape: tuple[int, int] = X.shape
+        self.dtype = X.dtype
+        self.array = X
+        native = getattr(core, "Matrix" + _SUFFIX[X.dtype])
+        if not self.is_sparse:
+            self.native = native(X)
+            return
+        self.native = native(*_csr_arrays(X), *X.shape)
+        if self.native.has_duplicates:
+            self.array = X = X.copy()
+            X.sum_duplicates()
+            self.native = native(*_csr_arrays(X), *X.shape)
+
+    @property
+    def longest_row(self) -> int:
+        """The largest number of stored entries in a row; 0 for a dense matrix."""
+        return self.native.longest_row
+
+
+def _csr_arrays(X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return data, indices and indptr with one integer type for both index arrays."""
+    indices, indptr = X.indices, X.indptr
+    if indices.dtype != indptr.dtype or indices.dtype not in (np.int32, np.int64):
+        wide = np.int64 if len(indices) > np.iinfo(np.int32).max else np.int32
+        if indices.dtype in (np.int32, np.int64) and wide != np.int64:
+            indptr = indptr.astype(indices.dtype)
+        else:
+            indices, indptr = indices.astype(np.int64), indptr.astype(np.int64)
+    return (
+        np.ascontiguousarray(X.data),
+        np.ascontiguousarray(indices),
+        np.ascontiguousarray(indptr),
+    )
+
+
+def make_targets(*, labels: Any = None, values: Any = None, n_outputs: int, dtype: Any) -> Any:
+    """Return the targets of a fit, from class indices or from an (n_samples, n_outputs) array."""
+    kind = getattr(core, "Targets" + _SUFFIX[np.dtype(dtype)])
+    if labels is not None:
+        return kind(np.ascontiguousarray(labels, dtype=np.int32), n_outputs)
+    return kind(np.ascontiguousarray(values, dtype=dtype))
+
+
+def make_updater(
+    rule: str,
+    w: np.ndarray,
+    slots: list[np.ndarray],
+    average: np.ndarray | None,
+    rows: np.ndarray,
+    *,
+    n_columns: int = 0,
+    width: int = 0,
+    n_penalised: int,
+    sparse: bool = False,
+) -> Any:
+    """Bind a compiled rule to flat parameters and to a block of prepared scalars."""
+    kind = getattr(core, "Updater" + _SUFFIX[w.dtype])
+    rows = np.ascontiguousarray(rows, dtype=w.dtype)
+    return kind(rule, w, slots, average, rows, n_columns, width, n_penalised, sparse)
+
+
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """out = a @ b; transposed views go to BLAS as they are."""
+    np.matmul(a, b, out=out)
+
+
+def csr_matmul(X: Matrix, rows: Any, first: int, w: np.ndarray, out: np.ndarray) -> None:
+    """out = X[rows] @ w, or X[first:first + len(out)] @ w when `rows` is None."""
+    core.csr_matmul(X.native, rows, first, w, out)
+
+
+def csr_gradient(
+    X: Matrix, rows: Any, first: int, position: Any, delta: np.ndarray, g: np.ndarray
+) -> None:
+    """g += X[rows].T @ delta, restricted to the columns placed by `position` unless it is None."""
+    core.csr_gradient(X.native, rows, first, position, delta, g)
+
+
+def touched_columns(
+    X: Matrix, rows: Any, first: int, n: int, position: np.ndarray, columns: np.ndarray
+) -> int:
+    """List the columns stored in the batch; returns their number."""
+    return core.touch(X.native, rows, first, n, position, columns)
+
+
+def loss_gradient(
+    loss: str,
+    z: np.ndarray,
+    targets: Any,
+    rows: Any,
+    first: int,
+    weights: Any,
+    parameter: float,
+    scale: float,
+    d: np.ndarray | None,
+) -> float:
+    """Return the weighted sum of the batch's losses; write `scale` times the derivatives to d."""
+    return core.loss_gradient(loss, z, targets, rows, first, weights, parameter, scale, d)
+
+
+def empty(shape: Any, dtype: Any) -> np.ndarray:
+    """Return an uninitialised array."""
+    return np.empty(shape, dtype)
+
+
+def asarray(array: Any, dtype: Any = None) -> np.ndarray:
+    """Return `array` on this device."""
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def read_scalar(value: Any) -> float:
+    """Return a number that primitives left on the device."""
+    return float(value)

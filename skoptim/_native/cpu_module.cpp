@@ -1,0 +1,513 @@
+// The Python module `skoptim._native._core`: checks arguments, releases the GIL, calls the kernels
+// of the instruction set in use.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace skoptim {
+
+#define SKOPTIM_DECLARE(ARCH) \
+  namespace ARCH {            \
+  template <class T>          \
+  const Kernels<T>& kernels(); \
+  }
+SKOPTIM_DECLARE(baseline)
+#ifdef SKOPTIM_X86_64_LEVELS
+SKOPTIM_DECLARE(v3)
+SKOPTIM_DECLARE(v4)
+#endif
+
+namespace {
+
+struct Isa {
+  std::string name;
+  const Kernels<float>* single;
+  const Kernels<double>* double_;
+};
+
+std::vector<Isa> supported_isas() {
+  std::vector<Isa> isas{{"baseline", &baseline::kernels<float>(), &baseline::kernels<double>()}};
+#ifdef SKOPTIM_X86_64_LEVELS
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("bmi2"))
+    isas.push_back({"v3", &v3::kernels<float>(), &v3::kernels<double>()});
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    isas.push_back({"v4", &v4::kernels<float>(), &v4::kernels<double>()});
+#endif
+  return isas;
+}
+
+const std::vector<Isa> isas = supported_isas();
+const Isa* active = &isas.back();
+
+template <class T>
+const Kernels<T>& kernels() {
+  if constexpr (std::is_same_v<T, float>)
+    return *active->single;
+  else
+    return *active->double_;
+}
+
+void use_isa(const std::string& name) {
+  for (const Isa& isa : isas)
+    if (isa.name == name) {
+      active = &isa;
+      return;
+    }
+  throw nb::value_error("use_isa: this machine has no such instruction set; see available_isas()");
+}
+
+template <class T>
+using Vector = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Input = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Input2d = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Output2d = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Rows = std::optional<Input<int64_t>>;
+using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+
+void require(bool condition, const char* message) {
+  if (!condition) throw nb::value_error(message);
+}
+
+template <class T, class Entry>
+const Entry& find(const Entry* entries, int n, const std::string& name, const char* what) {
+  for (int i = 0; i < n; ++i)
+    if (entries[i].name == name) return entries[i];
+  throw nb::value_error((std::string(what) + " '" + name + "' is not known to the compiled core").c_str());
+}
+
+template <class T>
+const RuleKernels<T>& find_rule(const std::string& name) {
+  const Kernels<T>& table = kernels<T>();
+  for (int i = 0; i < table.n_rules; ++i)
+    if (table.rules[i].info.name == name) return table.rules[i];
+  throw nb::value_error(("rule '" + name + "' is not known to the compiled core").c_str());
+}
+
+template <class T>
+const LossKernel<T>& find_loss(const std::string& name) {
+  return find<T>(kernels<T>().losses, kernels<T>().n_losses, name, "loss");
+}
+
+template <class T>
+const ActivationKernel<T>& find_activation(const std::string& name) {
+  return find<T>(kernels<T>().activations, kernels<T>().n_activations, name, "activation");
+}
+
+// Reads every index once: native code may then follow them blindly.
+template <class Index>
+IndexStatus check_indices(const Index* indices, int64_t nnz, const Index* indptr, int64_t n_rows,
+                          int64_t n_columns) {
+  if (indptr[0] != 0 || int64_t(indptr[n_rows]) > nnz) return IndexStatus::bad_indptr;
+  for (int64_t i = 0; i < n_rows; ++i)
+    if (indptr[i + 1] < indptr[i]) return IndexStatus::bad_indptr;
+  bool sorted = true;
+  for (int64_t i = 0; i < n_rows; ++i)
+    for (int64_t e = indptr[i]; e < int64_t(indptr[i + 1]); ++e) {
+      if (indices[e] < 0 || int64_t(indices[e]) >= n_columns) return IndexStatus::bad_index;
+      sorted = sorted && (e == int64_t(indptr[i]) || indices[e - 1] < indices[e]);
+    }
+  if (sorted) return IndexStatus::canonical;
+  std::vector<int64_t> last_row(n_columns, -1);
+  for (int64_t i = 0; i < n_rows; ++i)
+    for (int64_t e = indptr[i]; e < int64_t(indptr[i + 1]); ++e) {
+      if (last_row[indices[e]] == i) return IndexStatus::duplicates;
+      last_row[indices[e]] = i;
+    }
+  return IndexStatus::unsorted;
+}
+
+// A matrix whose memory is kept alive and whose indices have been checked.
+template <class T>
+struct MatrixObject {
+  Matrix<T> view;
+  std::vector<nb::object> owners;
+  IndexStatus status = IndexStatus::canonical;
+  int64_t longest_row = 0;
+
+  explicit MatrixObject(Input2d<T> x)
+      : view{int64_t(x.shape(0)), int64_t(x.shape(1)), x.data(), nullptr, nullptr, false},
+        owners{nb::cast(x)} {}
+
+  template <class Index>
+  void set_csr(Input<T> data, Input<Index> indices, Input<Index> indptr, int64_t n_rows,
+               int64_t n_columns) {
+    require(n_rows >= 0 && n_columns >= 0 && int64_t(indptr.shape(0)) == n_rows + 1,
+            "X: a CSR matrix needs an indptr of n_samples + 1 entries");
+    require(data.shape(0) == indices.shape(0), "X: a CSR matrix needs as many indices as data");
+    view = {n_rows, n_columns, data.data(), indices.data(), indptr.data(), sizeof(Index) == 8};
+    owners = {nb::cast(data), nb::cast(indices), nb::cast(indptr)};
+    {
+      nb::gil_scoped_release unlocked;
+      status = check_indices(indices.data(), int64_t(indices.shape(0)), indptr.data(), n_rows, n_columns);
+    }
+    require(status != IndexStatus::bad_indptr,
+            "X: the indptr of the CSR matrix must start at 0, never fall, and end within the data");
+    require(status != IndexStatus::bad_index,
+            "X: the CSR matrix has column indices outside 0..n_features - 1");
+    for (int64_t i = 0; i < n_rows; ++i)
+      longest_row = std::max<int64_t>(longest_row, indptr.data()[i + 1] - indptr.data()[i]);
+  }
+  MatrixObject(Input<T> data, Input<int32_t> indices, Input<int32_t> indptr, int64_t n, int64_t m) {
+    set_csr(data, indices, indptr, n, m);
+  }
+  MatrixObject(Input<T> data, Input<int64_t> indices, Input<int64_t> indptr, int64_t n, int64_t m) {
+    set_csr(data, indices, indptr, n, m);
+  }
+
+  // Where a batch of n rows starts; checks that it lies within the matrix.
+  int64_t check_batch(const Rows& rows, int64_t first, int64_t n) const {
+    if (rows) {
+      require(int64_t(rows->shape(0)) == n, "rows: one row number for each row of the batch");
+    } else {
+      require(first >= 0 && first + n <= view.n_rows, "rows: the batch ends outside the matrix");
+    }
+    return first;
+  }
+  const int64_t* pointer(const Rows& rows) const { return rows ? rows->data() : nullptr; }
+};
+
+template <class T>
+struct TargetsObject {
+  Targets<T> view{nullptr, nullptr};
+  nb::object owner;
+  int64_t n_rows, n_outputs;
+
+  TargetsObject(Input<int32_t> labels, int64_t n_outputs_)
+      : owner(nb::cast(labels)), n_rows(labels.shape(0)), n_outputs(n_outputs_) {
+    view.labels = labels.data();
+    for (int64_t i = 0; i < n_rows; ++i)
+      require(view.labels[i] >= 0 && view.labels[i] < std::max<int64_t>(2, n_outputs),
+              "targets: class indices must lie in 0..n_classes - 1");
+  }
+  explicit TargetsObject(Input2d<T> values)
+      : owner(nb::cast(values)), n_rows(values.shape(0)), n_outputs(values.shape(1)) {
+    view.values = values.data();
+  }
+};
+
+// A rule bound to flat parameters and to one block of prepared scalars. The first
+// n_columns * width parameters are the first layer, n_columns runs of `width`; the first
+// n_penalised are coefficients; the rest are intercepts.
+template <class T>
+class Updater {
+ public:
+  Updater(const std::string& rule, Vector<T> w, std::vector<Vector<T>> slots,
+          std::optional<Vector<T>> average, Input2d<T> rows, int64_t n_columns, int64_t width,
+          int64_t n_penalised, bool sparse)
+      : rule_(find_rule<T>(rule)), kernels_(kernels<T>()), size_(w.shape(0)), n_columns_(n_columns),
+        width_(width), n_penalised_(n_penalised), w_(w), slots_(slots), average_(average), rows_(rows) {
+    require(int(slots.size()) == rule_.info.n_slots, "slots: as many arrays as the rule has slots");
+    require(n_penalised >= 0 && n_penalised <= size_ && n_columns * width <= n_penalised,
+            "n_penalised: more parameters than w has");
+    parameters_.w = w.data();
+    for (size_t j = 0; j < slots.size(); ++j) {
+      require(int64_t(slots[j].shape(0)) == size_, "slots: each must have the length of w");
+      parameters_.slots[j] = slots[j].data();
+    }
+    if (average) {
+      require(int64_t(average->shape(0)) == size_, "average: must have the length of w");
+      parameters_.average = average->data();
+    }
+    block_.rows = rows.data();
+    block_.n_steps = rows.shape(0);
+    block_.width = rows.shape(1);
+    require(block_.n_steps > 0 && block_.width >= n_common_ + rule_.info.n_scalars,
+            "rows: one row of scalars for each step, as long as the rule wants");
+    require(block_.n_steps < std::numeric_limits<int32_t>::max(), "rows: too many steps in a block");
+    if (sparse) start_ledger();
+  }
+
+  void apply(Input<T> g, int64_t step) const {
+    require(int64_t(g.shape(0)) == size_, "g: must have the length of w");
+    nb::gil_scoped_release unlocked;
+    apply_from(0, g.data(), step);
+  }
+
+  void apply_rest(Input<T> g, int64_t step) const {
+    require(int64_t(g.shape(0)) == size_ - n_columns_ * width_, "g: must cover all but the first layer");
+    nb::gil_scoped_release unlocked;
+    apply_from(n_columns_ * width_, g.data(), step);
+  }
+
+  void apply_columns(Input<int64_t> columns, Input2d<T> g, int64_t step) {
+    const int64_t n = columns.shape(0);
+    require(int64_t(g.shape(0)) >= n && int64_t(g.shape(1)) == width_, "g: one row for each column");
+    nb::gil_scoped_release unlocked;
+    rule_.apply_columns(parameters_, columns.data(), n, width_, g.data(), row(step));
+    for (int64_t j = 0; j < n; ++j) paid_[columns.data()[j]] = int32_t(step + 1);
+  }
+
+  void pay(Input<int64_t> columns, int64_t step) {
+    require(!paid_.empty() || n_columns_ == 0, "pay: this updater keeps no ledger");
+    nb::gil_scoped_release unlocked;
+    rule_.pay_columns(parameters_, columns.data(), columns.shape(0), width_, block_, paid_.data(), step);
+  }
+
+  void flush() {
+    nb::gil_scoped_release unlocked;
+    rule_.pay_columns(parameters_, nullptr, n_columns_, width_, block_, paid_.data(), block_.n_steps);
+  }
+
+  double linear_epoch(const MatrixObject<T>& x, const TargetsObject<T>& targets,
+                      std::optional<Input<T>> weights, Input<int64_t> order, int64_t batch_size,
+                      const std::string& loss, double parameter, bool fit_intercept,
+                      double clip_norm) {
+    const int64_t n = order.shape(0);
+    require(batch_size > 0 && (n + batch_size - 1) / batch_size == block_.n_steps,
+            "order: as many batches as there are rows of scalars");
+    require(n_columns_ == x.view.n_columns && width_ == targets.n_outputs &&
+                size_ == n_columns_ * width_ + width_ && targets.n_rows == x.view.n_rows,
+            "linear_epoch: X, targets and w do not fit together");
+    nb::gil_scoped_release unlocked;
+    for (int64_t i = 0; i < n; ++i)
+      require(order.data()[i] >= 0 && order.data()[i] < x.view.n_rows, "order: row out of range");
+    const bool sparse = x.view.indices != nullptr;
+    batch_size = std::min(batch_size, n);
+    // Products cannot overflow: both factors are bounded by what is in memory.
+    const int64_t most = sparse ? std::min(n_columns_, x.longest_row * batch_size) : n_columns_;
+    std::vector<int64_t> columns(sparse ? most : 0);
+    std::vector<int32_t> position(sparse ? n_columns_ : 0, -1);
+    std::vector<T> gradients(most * width_), scores(batch_size * width_),
+        derivatives(batch_size * width_), bias_gradient(width_);
+    const LinearEpoch<T> epoch{x.view, targets.view, weights ? weights->data() : nullptr,
+                               order.data(), n, batch_size, width_, fit_intercept, clip_norm,
+                               &find_loss<T>(loss), T(parameter), &rule_, parameters_, block_,
+                               paid_.data(),
+                               {columns.data(), gradients.data(), scores.data(),
+                                derivatives.data(), bias_gradient.data(), position.data()}};
+    return kernels_.linear_epoch(epoch);
+  }
+
+ private:
+  static constexpr int n_common_ = 9;
+  const T* row(int64_t step) const {
+    require(step >= 0 && step < block_.n_steps, "step: outside the block of prepared scalars");
+    return block_.rows + step * block_.width;
+  }
+
+  void apply_from(int64_t begin, const T* g, int64_t step) const {
+    const T* scalars = row(step);
+    const int64_t first_layer = n_columns_ * width_;
+    const bool grouped = scalars[3] > T(0);
+    // A group penalty needs a range of its own for the first layer; otherwise one range will do.
+    const int64_t split = grouped ? first_layer : begin;
+    if (begin < split) rule_.apply(parameters_, g, begin, split, scalars, true, width_);
+    const int64_t rest = std::max(begin, split);
+    rule_.apply(parameters_, g + (rest - begin), rest, n_penalised_, scalars, true, 0);
+    rule_.apply(parameters_, g + (n_penalised_ - begin), n_penalised_, size_, scalars, false, 0);
+  }
+
+  void start_ledger() {
+    paid_.assign(n_columns_, 0);
+    decay_.resize(block_.n_steps + 1);
+    threshold_.resize(block_.n_steps + 1);
+    averaged_.resize(block_.n_steps + 1);
+    block_.averaging = parameters_.average != nullptr;
+    block_.closed_idle = rule_.prefix_sums(block_.rows, block_.n_steps, block_.width, block_.averaging,
+                                           decay_.data(), threshold_.data(), averaged_.data());
+    block_.decay = decay_.data();
+    block_.threshold = threshold_.data();
+    block_.averaged = averaged_.data();
+  }
+
+  const RuleKernels<T>& rule_;
+  const Kernels<T>& kernels_;
+  int64_t size_, n_columns_, width_, n_penalised_;
+  Vector<T> w_;
+  std::vector<Vector<T>> slots_;
+  std::optional<Vector<T>> average_;
+  Input2d<T> rows_;
+  Parameters<T> parameters_{};
+  Block<T> block_{};
+  std::vector<int32_t> paid_;
+  std::vector<double> decay_, threshold_, averaged_;
+};
+
+template <class T>
+void bind(nb::module_& m, const char* suffix) {
+  const std::string s(suffix);
+  nb::class_<MatrixObject<T>>(m, ("Matrix" + s).c_str())
+      .def(nb::init<Input2d<T>>(), "x"_a.noconvert())
+      .def(nb::init<Input<T>, Input<int32_t>, Input<int32_t>, int64_t, int64_t>(),
+           "data"_a.noconvert(), "indices"_a.noconvert(), "indptr"_a.noconvert(), "n_rows"_a, "n_columns"_a)
+      .def(nb::init<Input<T>, Input<int64_t>, Input<int64_t>, int64_t, int64_t>(),
+           "data"_a.noconvert(), "indices"_a.noconvert(), "indptr"_a.noconvert(), "n_rows"_a, "n_columns"_a)
+      .def_prop_ro("has_duplicates",
+                   [](const MatrixObject<T>& x) { return x.status == IndexStatus::duplicates; })
+      .def_prop_ro("longest_row", [](const MatrixObject<T>& x) { return x.longest_row; });
+  nb::class_<TargetsObject<T>>(m, ("Targets" + s).c_str())
+      .def(nb::init<Input<int32_t>, int64_t>(), "labels"_a.noconvert(), "n_outputs"_a)
+      .def(nb::init<Input2d<T>>(), "values"_a.noconvert());
+  nb::class_<Updater<T>>(m, ("Updater" + s).c_str())
+      .def(nb::init<const std::string&, Vector<T>, std::vector<Vector<T>>, std::optional<Vector<T>>,
+                    Input2d<T>, int64_t, int64_t, int64_t, bool>(),
+           "rule"_a, "w"_a.noconvert(), "slots"_a.noconvert(), "average"_a.noconvert().none(), "rows"_a.noconvert(),
+           "n_columns"_a, "width"_a, "n_penalised"_a, "sparse"_a)
+      .def("apply", &Updater<T>::apply, "g"_a.noconvert(), "step"_a)
+      .def("apply_rest", &Updater<T>::apply_rest, "g"_a.noconvert(), "step"_a)
+      .def("apply_columns", &Updater<T>::apply_columns, "columns"_a, "g"_a.noconvert(), "step"_a)
+      .def("pay", &Updater<T>::pay, "columns"_a, "step"_a)
+      .def("flush", &Updater<T>::flush)
+      .def("linear_epoch", &Updater<T>::linear_epoch, "x"_a, "targets"_a, "weights"_a.noconvert().none(),
+           "order"_a, "batch_size"_a, "loss"_a, "parameter"_a, "fit_intercept"_a, "clip_norm"_a);
+
+  m.def("gather_rows",
+        [](Input2d<T> x, Input<int64_t> rows, Output2d<T> out) {
+          require(out.shape(0) == rows.shape(0) && out.shape(1) == x.shape(1), "out: wrong shape");
+          kernels<T>().gather_rows(x.data(), x.shape(1), rows.data(), rows.shape(0), out.data());
+        },
+        "x"_a.noconvert(), "rows"_a, "out"_a.noconvert(), Unlocked());
+  m.def("csr_matmul",
+        [](const MatrixObject<T>& x, const Rows& rows, int64_t first, Input2d<T> w, Output2d<T> out) {
+          x.check_batch(rows, first, out.shape(0));
+          require(int64_t(w.shape(0)) == x.view.n_columns && w.shape(1) == out.shape(1), "w: wrong shape");
+          kernels<T>().csr_matmul(x.view, x.pointer(rows), first, out.shape(0), w.data(), w.shape(1),
+                                  out.data());
+        },
+        "x"_a, "rows"_a.none(), "first"_a, "w"_a.noconvert(), "out"_a.noconvert(), Unlocked());
+  m.def("touch",
+        [](const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n,
+           Vector<int32_t> position, Vector<int64_t> columns) {
+          x.check_batch(rows, first, n);
+          require(int64_t(position.shape(0)) == x.view.n_columns, "position: one entry per column");
+          require(int64_t(columns.shape(0)) >= std::min(x.view.n_columns, n * x.longest_row),
+                  "columns: too short");
+          return kernels<T>().touch(x.view, x.pointer(rows), first, n, position.data(), columns.data());
+        },
+        "x"_a, "rows"_a.none(), "first"_a, "n"_a, "position"_a.noconvert(), "columns"_a.noconvert(), Unlocked());
+  m.def("csr_gradient",
+        [](const MatrixObject<T>& x, const Rows& rows, int64_t first,
+           const std::optional<Vector<int32_t>>& position, Input2d<T> delta, Output2d<T> g) {
+          x.check_batch(rows, first, delta.shape(0));
+          require(g.shape(1) == delta.shape(1), "g: wrong shape");
+          require(position || int64_t(g.shape(0)) == x.view.n_columns, "g: one row per column");
+          kernels<T>().csr_gradient(x.view, x.pointer(rows), first, delta.shape(0),
+                                    position ? position->data() : nullptr, delta.data(),
+                                    delta.shape(1), g.data());
+        },
+        "x"_a, "rows"_a.none(), "first"_a, "position"_a.noconvert().none(), "delta"_a.noconvert(), "g"_a.noconvert(), Unlocked());
+  m.def("loss_gradient",
+        [](const std::string& loss, Input2d<T> z, const TargetsObject<T>& targets, const Rows& rows,
+           int64_t first, const std::optional<Input<T>>& weights, double parameter, double scale,
+           const std::optional<Output2d<T>>& d) {
+          require(int64_t(z.shape(1)) == targets.n_outputs, "z: one score per output");
+          require(!d || (d->shape(0) == z.shape(0) && d->shape(1) == z.shape(1)), "d: wrong shape");
+          return find_loss<T>(loss).batch(z.data(), z.shape(0), z.shape(1), targets.view,
+                                          rows ? rows->data() : nullptr, first,
+                                          weights ? weights->data() : nullptr, T(parameter), T(scale),
+                                          d ? d->data() : nullptr);
+        },
+        "loss"_a, "z"_a.noconvert(), "targets"_a, "rows"_a.none(), "first"_a, "weights"_a.noconvert().none(), "parameter"_a,
+        "scale"_a, "d"_a.noconvert().none(), Unlocked());
+  m.def("activation_forward",
+        [](const std::string& name, Output2d<T> z, Input<T> bias, Output2d<T> a) {
+          require(z.shape(0) == a.shape(0) && z.shape(1) == a.shape(1) && bias.shape(0) == z.shape(1),
+                  "activation_forward: shapes do not fit");
+          find_activation<T>(name).forward(z.data(), bias.data(), a.data(), z.shape(0), z.shape(1));
+        },
+        "name"_a, "z"_a.noconvert(), "bias"_a.noconvert(), "a"_a.noconvert(), Unlocked());
+  m.def("activation_backward",
+        [](const std::string& name, Input2d<T> z, Input2d<T> a, Output2d<T> delta) {
+          require(z.size() == delta.size() && a.size() == delta.size(),
+                  "activation_backward: shapes do not fit");
+          find_activation<T>(name).backward(z.data(), a.data(), delta.data(), delta.size());
+        },
+        "name"_a, "z"_a.noconvert(), "a"_a.noconvert(), "delta"_a.noconvert(), Unlocked());
+  m.def("dropout",
+        [](Input2d<T> a, uint64_t seed, uint64_t stream, double rate, Output2d<T> out) {
+          require(a.size() == out.size(), "out: wrong shape");
+          kernels<T>().dropout(a.data(), a.size(), seed, stream, rate, out.data());
+        },
+        "a"_a.noconvert(), "seed"_a, "stream"_a, "rate"_a, "out"_a.noconvert(), Unlocked());
+  m.def("column_sums",
+        [](Input2d<T> a, Vector<T> out) {
+          require(out.shape(0) == a.shape(1), "out: one entry per column");
+          kernels<T>().column_sums(a.data(), a.shape(0), a.shape(1), out.data());
+        },
+        "a"_a.noconvert(), "out"_a.noconvert(), Unlocked());
+  m.def("squared_norm",
+        [](nb::ndarray<const T, nb::c_contig, nb::device::cpu> a) {
+          return kernels<T>().squared_norm(a.data(), a.size());
+        },
+        "a"_a.noconvert(), Unlocked());
+  m.def("prox",
+        [](Vector<T> w, Input<T> step, double l1, double l2, double lower, double upper) {
+          require(step.shape(0) == 1 || step.shape(0) == w.shape(0), "step: one, or one for each weight");
+          kernels<T>().prox(w.data(), w.shape(0), step.data(), step.shape(0), T(l1), T(l2), T(lower), T(upper));
+        },
+        "w"_a.noconvert(), "step"_a.noconvert(), "l1"_a, "l2"_a, "lower"_a, "upper"_a, Unlocked());
+  m.def("prox_groups",
+        [](Vector<T> w, int64_t n_groups, int64_t width, double threshold) {
+          require(n_groups * width <= int64_t(w.shape(0)), "w: too short for the groups");
+          kernels<T>().prox_groups(w.data(), n_groups, width, T(threshold));
+        },
+        "w"_a.noconvert(), "n_groups"_a, "width"_a, "threshold"_a, Unlocked());
+}
+
+nb::dict describe_rules() {
+  nb::dict rules;
+  for (int i = 0; i < active->double_->n_rules; ++i) {
+    const RuleInfo& info = active->double_->rules[i].info;
+    nb::list slots, scalars;
+    for (int j = 0; j < info.n_slots; ++j) slots.append(info.slots[j]);
+    for (int j = 0; j < info.n_scalars; ++j) scalars.append(info.scalars[j]);
+    nb::dict rule;
+    rule["cpp_type"] = info.cpp_type;
+    rule["slots"] = nb::tuple(slots);
+    rule["scalars"] = nb::tuple(scalars);
+    rule["uniform"] = info.uniform;
+    rules[info.name] = rule;
+  }
+  return rules;
+}
+
+nb::dict describe_activations() {
+  nb::dict activations;
+  for (int i = 0; i < active->double_->n_activations; ++i) {
+    nb::dict activation;
+    activation["cpp_type"] = active->double_->activations[i].cpp_type;
+    activation["needs_input"] = active->double_->activations[i].needs_input;
+    activations[active->double_->activations[i].name] = activation;
+  }
+  return activations;
+}
+
+}  // namespace
+}  // namespace skoptim
+
+NB_MODULE(_core, m) {
+  using namespace skoptim;
+  m.doc() = "Compiled kernels of skoptim.";
+  bind<float>(m, "Float32");
+  bind<double>(m, "Float64");
+  m.def("available_isas", [] {
+    std::vector<std::string> names;
+    for (const Isa& isa : isas) names.push_back(isa.name);
+    return names;
+  });
+  m.def("current_isa", [] { return active->name; });
+  m.def("use_isa", &use_isa, "name"_a);
+  m.def("describe_rules", &describe_rules);
+  m.def("describe_activations", &describe_activations);
+}

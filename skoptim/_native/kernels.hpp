@@ -1,0 +1,145 @@
+// The table of CPU kernels that each instruction set fills, and the plain structs they share.
+#pragma once
+#include <cstdint>
+
+namespace skoptim {
+
+constexpr int max_slots = 3;
+
+template <class T>
+struct Parameters {
+  T* w;
+  T* slots[max_slots];
+  T* average;  // sum of the averaged weights; null when nothing is averaged
+};
+
+// A block of prepared scalars; see owed.hpp for the fields.
+template <class T>
+struct Block {
+  const T* rows;
+  int64_t n_steps, width;
+  const double *decay, *threshold, *averaged;
+  bool closed_idle, averaging;
+};
+
+// A dense (row-major) or CSR matrix. Index arrays were validated when the fit began.
+template <class T>
+struct Matrix {
+  int64_t n_rows, n_columns;
+  const T* data;
+  const void* indices;  // null for a dense matrix
+  const void* indptr;
+  bool wide;            // 64-bit indices
+};
+
+template <class T>
+struct Targets {
+  const int32_t* labels;  // (n_rows,) class indices, or null
+  const T* values;        // (n_rows, n_outputs), when labels is null
+};
+
+struct RuleInfo {
+  const char* name;
+  const char* cpp_type;
+  int n_slots, n_scalars;
+  bool uniform;
+  const char* const* slots;
+  const char* const* scalars;
+};
+
+template <class T>
+struct RuleKernels {
+  RuleInfo info;
+  // One step of w[begin:end] with gradient g (of that length), all penalised or all not; a group
+  // penalty acts on runs of group_width coefficients (none when it is 0).
+  void (*apply)(const Parameters<T>&, const T* g, int64_t begin, int64_t end, const T* row,
+                bool penalised, int64_t group_width);
+  // One step of the given columns (runs of `width` coefficients), gradients (n, width).
+  void (*apply_columns)(const Parameters<T>&, const int64_t* columns, int64_t n, int64_t width,
+                        const T* g, const T* row);
+  // Pays columns[i] (all columns when null) the idle steps paid[column]..to.
+  void (*pay_columns)(const Parameters<T>&, const int64_t* columns, int64_t n, int64_t width,
+                      const Block<T>&, int32_t* paid, int64_t to);
+  bool (*prefix_sums)(const T* rows, int64_t n_steps, int64_t width, bool averaging, double* decay,
+                      double* threshold, double* averaged);
+};
+
+template <class T>
+struct LossKernel {
+  const char* name;
+  // Weighted sum of the losses of the batch; derivatives times `scale` into d unless null.
+  // Sample i of the batch is row rows[i] of the targets and weights (first + i when rows is null).
+  double (*batch)(const T* z, int64_t n, int64_t n_outputs, const Targets<T>&, const int64_t* rows,
+                  int64_t first, const T* weights, T parameter, T scale, T* d);
+};
+
+template <class T>
+struct ActivationKernel {
+  const char* name;
+  const char* cpp_type;
+  bool needs_input;
+  // z += bias, a = f(z); a may be z.
+  void (*forward)(T* z, const T* bias, T* a, int64_t n, int64_t width);
+  // delta *= f'.
+  void (*backward)(const T* z, const T* a, T* delta, int64_t n);
+};
+
+// Scratch of one linear epoch; the caller allocates it, so kernels allocate nothing.
+template <class T>
+struct LinearScratch {
+  int64_t* columns;   // touched columns of a batch
+  T* gradients;       // (touched columns or all features, n_outputs)
+  T* scores;          // (batch_size, n_outputs)
+  T* derivatives;     // (batch_size, n_outputs)
+  T* bias_gradient;   // (n_outputs,)
+  int32_t* position;  // (n_features,) place of a touched column in `columns`, -1 elsewhere
+};
+
+template <class T>
+struct LinearEpoch {
+  Matrix<T> x;
+  Targets<T> targets;
+  const T* weights;  // (n_rows,) or null
+  const int64_t* order;
+  int64_t n_samples, batch_size, n_outputs;
+  bool fit_intercept;
+  double clip_norm;  // infinity for none
+  const LossKernel<T>* loss;
+  T loss_parameter;
+  const RuleKernels<T>* rule;
+  Parameters<T> parameters;  // coefficients (n_features, n_outputs), then intercepts (n_outputs)
+  Block<T> block;
+  int32_t* paid;  // (n_features,), all zero
+  LinearScratch<T> scratch;
+};
+
+template <class T>
+struct Kernels {
+  const RuleKernels<T>* rules;
+  int n_rules;
+  const LossKernel<T>* losses;
+  int n_losses;
+  const ActivationKernel<T>* activations;
+  int n_activations;
+  double (*linear_epoch)(const LinearEpoch<T>&);
+  void (*gather_rows)(const T* x, int64_t width, const int64_t* rows, int64_t n, T* out);
+  // out (n, width) = X[rows] @ W, W (n_columns, width).
+  void (*csr_matmul)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, const T* w,
+                     int64_t width, T* out);
+  // Lists the columns with entries in the given rows; position[column] = place in the list.
+  int64_t (*touch)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n,
+                   int32_t* position, int64_t* columns);
+  // g (touched, width) = X[rows].T @ delta restricted to touched columns (position null: all).
+  void (*csr_gradient)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n,
+                       const int32_t* position, const T* delta, int64_t width, T* g);
+  void (*dropout)(const T* a, int64_t n, uint64_t seed, uint64_t stream, double rate, T* out);
+  void (*column_sums)(const T* a, int64_t n, int64_t width, T* out);
+  double (*squared_norm)(const T* a, int64_t n);
+  // Prox of step * (l1, l2, box) in place; one step size, or one for each weight.
+  void (*prox)(T* w, int64_t n, const T* steps, int64_t n_steps, T l1, T l2, T lower, T upper);
+  void (*prox_groups)(T* w, int64_t n_groups, int64_t width, T threshold);
+};
+
+enum class IndexStatus { canonical, unsorted, duplicates, bad_indptr, bad_index };
+
+}  // namespace skoptim

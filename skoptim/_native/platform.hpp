@@ -1,0 +1,76 @@
+// What differs between the C++ compiler and NVRTC: function qualifiers, the math library, and the
+// namespace that keeps the copies compiled for each instruction set apart.
+#pragma once
+
+#ifdef __CUDACC_RTC__
+#define SKOPTIM_HD __device__ __forceinline__
+#define SKOPTIM_ARCH device
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+typedef int int32_t;
+typedef long long int64_t;
+#define SKOPTIM_INFINITY (__longlong_as_double(0x7ff0000000000000LL))
+namespace skoptim {
+namespace math {
+SKOPTIM_HD float sqrt(float x) { return ::sqrtf(x); }
+SKOPTIM_HD double sqrt(double x) { return ::sqrt(x); }
+SKOPTIM_HD float pow(float x, float y) { return ::powf(x, y); }
+SKOPTIM_HD double pow(double x, double y) { return ::pow(x, y); }
+SKOPTIM_HD float exp(float x) { return ::expf(x); }
+SKOPTIM_HD double exp(double x) { return ::exp(x); }
+SKOPTIM_HD float log(float x) { return ::logf(x); }
+SKOPTIM_HD double log(double x) { return ::log(x); }
+SKOPTIM_HD float log1p(float x) { return ::log1pf(x); }
+SKOPTIM_HD double log1p(double x) { return ::log1p(x); }
+SKOPTIM_HD float expm1(float x) { return ::expm1f(x); }
+SKOPTIM_HD double expm1(double x) { return ::expm1(x); }
+SKOPTIM_HD float tanh(float x) { return ::tanhf(x); }
+SKOPTIM_HD double tanh(double x) { return ::tanh(x); }
+SKOPTIM_HD float erf(float x) { return ::erff(x); }
+SKOPTIM_HD double erf(double x) { return ::erf(x); }
+}  // namespace math
+}  // namespace skoptim
+#else
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#define SKOPTIM_HD inline
+#ifndef SKOPTIM_ARCH
+#define SKOPTIM_ARCH baseline
+#endif
+#define SKOPTIM_INFINITY (std::numeric_limits<double>::infinity())
+namespace skoptim {
+namespace math {
+using std::erf;
+using std::exp;
+using std::expm1;
+using std::log;
+using std::log1p;
+using std::pow;
+using std::sqrt;
+using std::tanh;
+}  // namespace math
+}  // namespace skoptim
+#endif
+
+// Code compiled several times, once per instruction set, must not share symbols: the linker would
+// keep one copy of each inline function, and a machine without AVX-512 could meet the AVX-512 one.
+#define SKOPTIM_BEGIN namespace skoptim { namespace SKOPTIM_ARCH {
+#define SKOPTIM_END } }
+
+SKOPTIM_BEGIN
+
+// Comparisons are written so that NaN passes through: a NaN must be seen, never clipped away.
+template <class T>
+SKOPTIM_HD T absolute(T x) { return x < T(0) ? -x : x; }
+
+template <class T>
+SKOPTIM_HD T clamp(T x, T lower, T upper) { return x < lower ? lower : (x > upper ? upper : x); }
+
+template <class T>
+SKOPTIM_HD T larger(T a, T b) { return a < b ? b : a; }
+
+template <class T>
+SKOPTIM_HD T sign(T x) { return T((x > T(0)) - (x < T(0))); }
+
+SKOPTIM_END

@@ -1,0 +1,352 @@
+// Every element-wise update rule, once. The CPU and CUDA drivers are loops around these functors.
+//
+// A rule is a struct with
+//   slots[], scalars[]   names of its state arrays and of its own scalars, in the order used below
+//   penalty              how L1, L2 and weight decay meet it (see Penalised)
+//   uniform              whether its step size is the same for every coefficient
+//   step(w, g, s, c, k)  moves one weight; returns the step size of its diagonal metric, in which
+//                        non-smooth penalties are applied (the rate at which a constant gradient
+//                        moves w, so that the fixed point is that of the penalised objective)
+//   contracts(k), coast(s, k, n)
+//                        for sparse training: see owed.hpp
+#pragma once
+#include "platform.hpp"
+#include "prox.hpp"
+
+SKOPTIM_BEGIN
+
+// The columns that every row of prepared scalars starts with; the rule's own follow.
+template <class T>
+struct Common {
+  T learning_rate;
+  T l1;          // strength of the L1 penalty at this step
+  T l2;          // strength of the L2 penalty at this step
+  T group_l1;    // strength of the group penalty at this step
+  T shrink;      // decoupled weight decay: w is multiplied by it before the rule
+  T clip_value;  // bound on each entry of the gradient; infinity for none
+  T lower, upper;
+  T average;     // weight of this step's w in the averaged model
+};
+constexpr int n_common = 9;
+
+#ifndef __CUDACC_RTC__
+constexpr const char* common_names[n_common] = {"learning_rate", "l1", "l2", "group_l1", "shrink",
+                                                "clip_value", "lower", "upper", "average"};
+#define SKOPTIM_NAMES(field, ...) static constexpr const char* field[] = {__VA_ARGS__};
+#else
+#define SKOPTIM_NAMES(field, ...)
+#endif
+
+enum class Penalised {
+  coupled,  // L2 enters the gradient, L1 is a soft threshold in the rule's metric
+  proximal, // both are one prox step
+  closed    // the rule's own formula contains l1 and l2
+};
+
+struct SGD {
+  static constexpr int n_slots = 0, n_scalars = 0;
+  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool uniform = true;
+  SKOPTIM_NAMES(slots, "")
+  SKOPTIM_NAMES(scalars, "")
+  template <class T>
+  SKOPTIM_HD static T step(T& w, T g, T*, const Common<T>& c, const T*) {
+    w -= c.learning_rate * g;
+    return c.learning_rate;
+  }
+  template <class T>
+  SKOPTIM_HD static bool contracts(const T*) { return true; }
+  template <class T>
+  SKOPTIM_HD static void coast(T*, const T*, T) {}
+};
+
+struct ProximalGradient : SGD {
+  static constexpr Penalised penalty = Penalised::proximal;
+};
+
+struct SGDMomentum {
+  static constexpr int n_slots = 1, n_scalars = 5;
+  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool uniform = true;
+  SKOPTIM_NAMES(slots, "momentum_buffer")
+  // The step taken is look_gradient * g + look_buffer * b: (0, 1) plain, (1, momentum) Nesterov.
+  SKOPTIM_NAMES(scalars, "momentum", "gradient_weight", "look_gradient", "look_buffer", "stationary_gain")
+  template <class T>
+  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    s[0] = k[0] * s[0] + k[1] * g;
+    w -= c.learning_rate * (k[2] * g + k[3] * s[0]);
+    return c.learning_rate * k[4];
+  }
+  template <class T>
+  SKOPTIM_HD static bool contracts(const T*) { return true; }
+  template <class T>
+  SKOPTIM_HD static void coast(T* s, const T* k, T n) { s[0] *= math::pow(k[0], n); }
+};
+
+struct Adagrad {
+  static constexpr int n_slots = 1, n_scalars = 1;
+  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool uniform = false;
+  SKOPTIM_NAMES(slots, "accumulator")
+  SKOPTIM_NAMES(scalars, "epsilon")
+  template <class T>
+  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    s[0] += g * g;
+    const T denominator = math::sqrt(s[0]) + k[0];
+    w -= c.learning_rate * (g / denominator);
+    return c.learning_rate / denominator;
+  }
+  template <class T>
+  SKOPTIM_HD static bool contracts(const T*) { return true; }
+  template <class T>
+  SKOPTIM_HD static void coast(T*, const T*, T) {}
+};
+
+template <bool centered, bool with_momentum>
+struct RMSprop {
+  static constexpr int n_slots = 1 + centered + with_momentum, n_scalars = 3;
+  static constexpr int average = 1, buffer = 1 + centered;
+  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool uniform = false;
+#ifndef __CUDACC_RTC__
+  static constexpr const char* slots[] = {
+      "square_average", centered ? "gradient_average" : "momentum_buffer", "momentum_buffer"};
+#endif
+  SKOPTIM_NAMES(scalars, "rho", "epsilon", "momentum")
+  template <class T>
+  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T rho = k[0], epsilon = k[1], momentum = k[2];
+    s[0] = rho * s[0] + (T(1) - rho) * (g * g);
+    T variance = s[0];
+    if constexpr (centered) {
+      s[average] = rho * s[average] + (T(1) - rho) * g;
+      // Rounding can make the variance of a constant gradient negative.
+      variance = larger(variance - s[average] * s[average], T(0));
+    }
+    const T denominator = math::sqrt(variance) + epsilon;
+    if constexpr (with_momentum) {
+      s[buffer] = momentum * s[buffer] + g / denominator;
+      w -= c.learning_rate * s[buffer];
+      return c.learning_rate / denominator / (T(1) - momentum);
+    } else {
+      w -= c.learning_rate * (g / denominator);
+      return c.learning_rate / denominator;
+    }
+  }
+  template <class T>
+  SKOPTIM_HD static bool contracts(const T*) { return true; }
+  template <class T>
+  SKOPTIM_HD static void coast(T* s, const T* k, T n) {
+    s[0] *= math::pow(k[0], n);
+    if constexpr (centered) s[average] *= math::pow(k[0], n);
+    if constexpr (with_momentum) s[buffer] *= math::pow(k[2], n);
+  }
+};
+
+struct Adadelta {
+  static constexpr int n_slots = 2, n_scalars = 2;
+  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool uniform = false;
+  SKOPTIM_NAMES(slots, "square_average", "delta_average")
+  SKOPTIM_NAMES(scalars, "rho", "epsilon")
+  template <class T>
+  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T rho = k[0], epsilon = k[1];
+    s[0] = rho * s[0] + (T(1) - rho) * (g * g);
+    // RMS of the previous deltas over RMS of the gradients: the rate is not known in advance.
+    const T ratio = math::sqrt(s[1] + epsilon) / math::sqrt(s[0] + epsilon);
+    const T delta = ratio * g;
+    s[1] = rho * s[1] + (T(1) - rho) * (delta * delta);
+    w -= c.learning_rate * delta;
+    return c.learning_rate * ratio;
+  }
+  template <class T>
+  SKOPTIM_HD static bool contracts(const T*) { return true; }
+  template <class T>
+  SKOPTIM_HD static void coast(T* s, const T* k, T n) {
+    const T decay = math::pow(k[0], n);
+    s[0] *= decay;
+    s[1] *= decay;
+  }
+};
+
+template <bool amsgrad>
+struct Adam {
+  static constexpr int n_slots = 2 + amsgrad, n_scalars = 5;
+  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool uniform = false;
+  SKOPTIM_NAMES(slots, "first_moment", "second_moment", "max_second_moment")
+  SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "correction_1", "root_correction_2")
+  template <class T>
+  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T beta_1 = k[0], beta_2 = k[1], epsilon = k[2], step_size = c.learning_rate / k[3];
+    s[0] = beta_1 * s[0] + (T(1) - beta_1) * g;
+    s[1] = beta_2 * s[1] + (T(1) - beta_2) * (g * g);
+    T second_moment = s[1];
+    if constexpr (amsgrad) second_moment = s[2] = larger(s[2], s[1]);
+    const T denominator = math::sqrt(second_moment) / k[4] + epsilon;
+    w -= step_size * (s[0] / denominator);
+    return step_size / denominator;
+  }
+  template <class T>
+  SKOPTIM_HD static bool contracts(const T* k) { return k[0] * k[0] <= k[1]; }
+  template <class T>
+  SKOPTIM_HD static void coast(T* s, const T* k, T n) {
+    s[0] *= math::pow(k[0], n);
+    s[1] *= math::pow(k[1], n);
+  }
+};
+
+struct Adamax {
+  static constexpr int n_slots = 2, n_scalars = 4;
+  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool uniform = false;
+  SKOPTIM_NAMES(slots, "first_moment", "infinity_norm")
+  SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "correction_1")
+  template <class T>
+  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T step_size = c.learning_rate / k[3];
+    s[0] = k[0] * s[0] + (T(1) - k[0]) * g;
+    s[1] = larger(k[1] * s[1], absolute(g) + k[2]);
+    w -= step_size * (s[0] / s[1]);
+    return step_size / s[1];
+  }
+  template <class T>
+  SKOPTIM_HD static bool contracts(const T* k) { return k[0] <= k[1]; }
+  template <class T>
+  SKOPTIM_HD static void coast(T* s, const T* k, T n) {
+    s[0] *= math::pow(k[0], n);
+    s[1] = larger(s[1] * math::pow(k[1], n), k[2]);
+  }
+};
+
+struct Nadam {
+  static constexpr int n_slots = 2, n_scalars = 6;
+  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool uniform = false;
+  SKOPTIM_NAMES(slots, "first_moment", "second_moment")
+  // The look-ahead mixes the gradient and the moment, each with its own bias correction.
+  SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "gradient_weight", "moment_weight",
+                "root_correction_2")
+  template <class T>
+  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    s[0] = k[0] * s[0] + (T(1) - k[0]) * g;
+    s[1] = k[1] * s[1] + (T(1) - k[1]) * (g * g);
+    const T denominator = math::sqrt(s[1]) / k[5] + k[2];
+    w -= c.learning_rate * ((k[3] * g + k[4] * s[0]) / denominator);
+    return c.learning_rate / denominator;
+  }
+  template <class T>
+  SKOPTIM_HD static bool contracts(const T* k) { return k[0] * k[0] <= k[1]; }
+  template <class T>
+  SKOPTIM_HD static void coast(T* s, const T* k, T n) {
+    s[0] *= math::pow(k[0], n);
+    s[1] *= math::pow(k[1], n);
+  }
+};
+
+// FTRL-Proximal (McMahan et al. 2013, Algorithm 1). square_root is the paper's learning-rate
+// power -1/2; any other goes through pow.
+template <bool square_root>
+struct FTRL {
+  static constexpr int n_slots = 2, n_scalars = 2;
+  static constexpr Penalised penalty = Penalised::closed;
+  static constexpr bool uniform = false;
+  SKOPTIM_NAMES(slots, "z", "n")
+  SKOPTIM_NAMES(scalars, "beta", "power")
+  template <class T>
+  SKOPTIM_HD static T root(T n, const T* k) {
+    if constexpr (square_root) return math::sqrt(n);
+    return math::pow(n, -k[1]);
+  }
+  template <class T>
+  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T squares = s[1] + g * g;
+    const T new_root = root(squares, k);
+    const T sigma = (new_root - root(s[1], k)) / c.learning_rate;
+    s[0] += g - sigma * w;
+    s[1] = squares;
+    const T denominator = (k[0] + new_root) / c.learning_rate + c.l2;
+    const T solution = -soft_threshold(s[0], c.l1) / denominator;
+    // Nothing has been learned yet where the denominator is zero: the weight stands.
+    w = denominator == T(0) ? w : (absolute(s[0]) <= c.l1 ? T(0) : solution);
+    return T(1) / denominator;
+  }
+  template <class T>
+  SKOPTIM_HD static bool contracts(const T*) { return true; }
+  template <class T>
+  SKOPTIM_HD static void coast(T*, const T*, T) {}
+};
+
+struct Lion {
+  static constexpr int n_slots = 1, n_scalars = 2;
+  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool uniform = false;
+  SKOPTIM_NAMES(slots, "first_moment")
+  SKOPTIM_NAMES(scalars, "beta_1", "beta_2")
+  template <class T>
+  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T direction = k[0] * s[0] + (T(1) - k[0]) * g;
+    s[0] = k[1] * s[0] + (T(1) - k[1]) * g;
+    w -= c.learning_rate * sign(direction);
+    // sign(d) = d / |d|, so the metric is |d|; bounded so that L1 moves a weight by at most twice
+    // the learning rate, enough to overcome a step the other way.
+    return c.learning_rate / larger(absolute(direction), c.l1 / T(2));
+  }
+  template <class T>
+  SKOPTIM_HD static bool contracts(const T*) { return true; }
+  template <class T>
+  SKOPTIM_HD static void coast(T* s, const T* k, T n) { s[0] *= math::pow(k[1], n); }
+};
+
+// name, type: the one list from which the drivers of both devices are made.
+#define SKOPTIM_RULES(X)                              \
+  X("sgd", SGD)                                       \
+  X("sgd_momentum", SGDMomentum)                      \
+  X("proximal_gradient", ProximalGradient)            \
+  X("adagrad", Adagrad)                               \
+  X("rmsprop", RMSprop<false, false>)                 \
+  X("rmsprop_centered", RMSprop<true, false>)         \
+  X("rmsprop_momentum", RMSprop<false, true>)         \
+  X("rmsprop_centered_momentum", RMSprop<true, true>) \
+  X("adadelta", Adadelta)                             \
+  X("adam", Adam<false>)                              \
+  X("adam_amsgrad", Adam<true>)                       \
+  X("adamax", Adamax)                                 \
+  X("nadam", Nadam)                                   \
+  X("ftrl", FTRL<true>)                               \
+  X("ftrl_power", FTRL<false>)                        \
+  X("lion", Lion)
+
+// One row of prepared scalars: what all rules share, then the rule's own.
+template <class T>
+SKOPTIM_HD Common<T> load_common(const T* row) {
+  return {row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]};
+}
+
+// The same step for a parameter that no penalty, decay or constraint touches (an intercept).
+template <class T>
+SKOPTIM_HD Common<T> unpenalised(Common<T> c) {
+  c.l1 = c.l2 = c.group_l1 = T(0);
+  c.shrink = T(1);
+  c.lower = -T(SKOPTIM_INFINITY);
+  c.upper = T(SKOPTIM_INFINITY);
+  return c;
+}
+
+// One whole step of one parameter: clipping, coupled L2, weight decay, the rule, the prox.
+template <class Rule, class T>
+SKOPTIM_HD void update(T& w, T g, T* s, const Common<T>& c, const T* k) {
+  g = clamp(g, -c.clip_value, c.clip_value);
+  if constexpr (Rule::penalty == Penalised::coupled) g += c.l2 * w;
+  if constexpr (Rule::penalty != Penalised::closed) w *= c.shrink;
+  const T step_size = Rule::step(w, g, s, c, k);
+  if constexpr (Rule::penalty == Penalised::coupled)
+    w = prox_elastic_box(w, step_size, c.l1, T(0), c.lower, c.upper);
+  else if constexpr (Rule::penalty == Penalised::proximal)
+    w = prox_elastic_box(w, step_size, c.l1, c.l2, c.lower, c.upper);
+  else
+    w = clamp(w, c.lower, c.upper);
+}
+
+SKOPTIM_END

@@ -1,0 +1,476 @@
+"""The base of every optimizer: hyper-parameters here, state in `OptimizerState`, steps below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from numbers import Real
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
+
+from skoptim._devices import device_of, is_cuda_array
+from skoptim._native import core
+from skoptim.penalties import PenaltyTerms
+
+__all__ = ["Optimizer", "OptimizerState"]
+
+POSITIVE = Interval(Real, 0, None, closed="neither")
+NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
+DECAY = Interval(Real, 0, 1, closed="left")
+LEARNING_RATE: list[Any] = [POSITIVE, callable]
+
+#: The columns that every row of prepared scalars starts with (`Common` in rules.hpp).
+COMMON = (
+    "learning_rate",
+    "l1",
+    "l2",
+    "group_l1",
+    "shrink",
+    "clip_value",
+    "lower",
+    "upper",
+    "average",
+)
+
+
+@cache
+def compiled_rules() -> Mapping[str, Mapping[str, Any]]:
+    """Return name -> slots, scalars and properties of the compiled rules."""
+    return core.describe_rules()
+
+
+@dataclass
+class OptimizerState:
+    """What an optimizer remembers between steps; kept by the fitted model, not by the optimizer.
+
+    Attributes
+    ----------
+    step : int
+        Number of steps taken.
+    slots : dict of str to array (or list of arrays)
+        Arrays like the parameters, by name.
+    carries : dict of str to float
+        Numbers carried from step to step.
+    """
+
+    step: int = 0
+    slots: dict[str, Any] = field(default_factory=dict)
+    carries: dict[str, float] = field(default_factory=dict)
+
+
+class Optimizer(BaseEstimator):
+    """Base class of the optimizers, built in and your own.
+
+    An optimizer holds hyper-parameters only. To write one, subclass, list the state arrays in
+    `slots`, and write `update` in array code; it then works in every estimator, on dense and CSR
+    data, on the CPU and the GPU.
+
+    Attributes
+    ----------
+    slots : tuple of str
+        Class attribute: names of the state arrays, each of the shape of the parameters, zero at
+        first.
+    l2 : float
+        Strength of L2 added to the gradient, ``g += l2 * w``. Constructor argument of the built-in
+        rules; 0 if a subclass has none.
+    weight_decay : float
+        Decoupled decay, ``w *= 1 - learning_rate * weight_decay`` before the rule.
+    clip_norm, clip_value : float or None
+        Bounds on the norm of the whole gradient of the loss, and on each entry of it; both act
+        before `l2`.
+
+    Notes
+    -----
+    Under a non-smooth penalty (L1) the coefficients are soft-thresholded after `update`, in the
+    metric that `update` returns: return the step size that a unit of gradient is given,
+    ``learning_rate / denominator``, as an array like `w`. Returning None means `learning_rate`,
+    right for rules of the form ``w -= learning_rate * g``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skoptim.optimizers import Optimizer
+    >>> class SignSGD(Optimizer):
+    ...     def __init__(self, learning_rate=0.1):
+    ...         self.learning_rate = learning_rate
+    ...     def update(self, xp, w, g, slots, scalars):
+    ...         w -= scalars["learning_rate"] * xp.sign(g)
+    >>> optimizer, w = SignSGD(), np.array([1.0, -2.0])
+    >>> optimizer.step(w, np.array([5.0, -0.1]), optimizer.init(w))
+    >>> w
+    array([ 0.9, -1.9])
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ()
+    #: Whether one step size serves all coefficients, which group penalties need.
+    uniform: ClassVar[bool] = False
+    l2: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    clip_value: float | None = None
+
+    _parameter_constraints: dict = {
+        "learning_rate": LEARNING_RATE,
+        "l2": [NOT_NEGATIVE],
+        "weight_decay": [NOT_NEGATIVE],
+        "clip_norm": [POSITIVE, None],
+        "clip_value": [POSITIVE, None],
+    }
+
+    # What a subclass may say of itself.
+
+    @property
+    def rule(self) -> str | None:
+        """Name of the compiled rule; None for an optimizer written in array code."""
+        return None
+
+    @property
+    def is_full_batch(self) -> bool:
+        """Whether a step needs the loss and gradient over all samples."""
+        return False
+
+    def scalars(self, steps: np.ndarray) -> dict[str, Any]:
+        """Return what `update` needs besides the learning rate, for many steps at once.
+
+        Parameters
+        ----------
+        steps : ndarray of int64 of shape (n_steps,)
+            Step numbers, from 1.
+
+        Returns
+        -------
+        scalars : dict of str to float or ndarray of shape (n_steps,)
+            Evaluated in float64.
+        """
+        return {}
+
+    def update(self, xp: Any, w: Any, g: Any, slots: Any, scalars: Any) -> Any:
+        """Take one step in place, in array code.
+
+        Parameters
+        ----------
+        xp : module
+            numpy or cupy.
+        w, g : array
+            Parameters and gradient, of one shape; change `w` in place.
+        slots : dict of str to array like w
+            State arrays; change them in place.
+        scalars : dict of str to float
+            `learning_rate`, `step` (from 1), and what `scalars` adds.
+
+        Returns
+        -------
+        step_size : float, array like w, or None
+            The metric of non-smooth penalties; see Notes.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define update(self, xp, w, g, slots, scalars)."
+        )
+
+    # Driving by hand.
+
+    def init(self, w: Any) -> OptimizerState:
+        """Return the state before the first step.
+
+        Parameters
+        ----------
+        w : array or list of arrays
+            The parameters, float32 or float64, NumPy or CuPy.
+
+        Returns
+        -------
+        state : OptimizerState
+
+        Raises
+        ------
+        ValueError
+            If a hyper-parameter is out of range; the message names it.
+        """
+        self._validate(_leaves(w)[0].dtype)
+        states = [self._init_slots(leaf) for leaf in _leaves(w)]
+        if isinstance(w, Sequence):
+            names = self.slot_names
+            return OptimizerState(slots={name: [state[name] for state in states] for name in names})
+        return OptimizerState(slots=states[0])
+
+    def step(self, w: Any, grad: Any, state: OptimizerState) -> None:
+        """Take one step in place.
+
+        Parameters
+        ----------
+        w : array or list of arrays
+            The parameters, changed in place.
+        grad : array, scipy.sparse matrix, or list of them
+            The gradient, of the shape of `w`. A sparse one is accepted by the rules that do nothing
+            where the gradient is zero.
+        state : OptimizerState
+            From `init`, changed in place.
+
+        Raises
+        ------
+        ValueError
+            If the shapes differ.
+        TypeError
+            If the gradient is sparse and the rule moves parameters whose gradient is zero.
+        """
+        leaves, gradients = _leaves(w), _leaves(grad)
+        if len(leaves) != len(gradients):
+            raise ValueError(f"grad: {len(gradients)} arrays for {len(leaves)} parameter arrays.")
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            if leaf.shape != gradient.shape:
+                raise ValueError(f"grad has shape {gradient.shape}, w has shape {leaf.shape}.")
+        scale = self._clipping_factor(gradients)
+        rows = self.prepare(state, 1, PenaltyTerms())
+        for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
+            slots = {
+                name: slot[i] if isinstance(w, Sequence) else slot
+                for name, slot in state.slots.items()
+            }
+            if _is_sparse(gradient):
+                self._step_sparse(leaf, gradient, slots, rows, scale)
+            else:
+                self._step_dense(leaf, gradient * scale if scale != 1 else gradient, slots, rows)
+        state.step += 1
+
+    # What the training loop uses.
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """Names of the state arrays in use with these hyper-parameters."""
+        return compiled_rules()[self.rule]["slots"] if self.rule else tuple(type(self).slots)
+
+    def learning_rates(self, steps: np.ndarray) -> np.ndarray:
+        """Return the learning rate at each of the steps, before any adaptive division."""
+        rate: Any = self._learning_rate
+        rates = rate(steps) if callable(rate) else rate
+        rates = np.broadcast_to(np.asarray(rates, dtype=np.float64), steps.shape)
+        if not (np.isfinite(rates).all() and (rates >= 0).all()):
+            raise ValueError(
+                f"learning_rate={rate!r} of {type(self).__name__} gives a rate that is negative or "
+                "not finite; schedules must return rates of at least 0."
+            )
+        return rates
+
+    def prepare(
+        self,
+        state: OptimizerState,
+        n_steps: int,
+        terms: PenaltyTerms,
+        *,
+        batch_size: int = 1,
+        average: Any = 0.0,
+    ) -> np.ndarray:
+        """Return the scalars of the next steps, in float64: one row a step.
+
+        Parameters
+        ----------
+        state : OptimizerState
+            Tells where the steps begin, and the division by an adaptive schedule.
+        n_steps : int
+        terms : PenaltyTerms
+        batch_size : int
+            Samples whose mean gradient one step is given.
+        average : float or array of shape (n_steps,)
+            Weight of each step in the averaged model.
+
+        Returns
+        -------
+        rows : ndarray of shape (n_steps, len(COMMON) + number of own scalars)
+        """
+        steps = np.arange(state.step + 1, state.step + n_steps + 1, dtype=np.int64)
+        rates = self.learning_rates(steps) * state.carries.get("learning_rate_scale", 1.0)
+        l1, l2 = self._strengths(steps, terms, batch_size)
+        own = self.scalars(steps)
+        if self.rule:
+            own = {name: own[name] for name in compiled_rules()[self.rule]["scalars"]}
+        common = (
+            rates,
+            l1,
+            l2,
+            terms.group_l1,
+            1.0 - rates * self.weight_decay,
+            np.inf if self.clip_value is None else self.clip_value,
+            terms.lower,
+            terms.upper,
+            average,
+        )
+        rows = np.empty((n_steps, len(COMMON) + len(own)))
+        for j, column in enumerate((*common, *own.values())):
+            rows[:, j] = column
+        return rows
+
+    def check_penalty(self, terms: PenaltyTerms) -> None:
+        """Raise ValueError if this optimizer cannot honour the penalty."""
+        uniform = compiled_rules()[self.rule]["uniform"] if self.rule else self.uniform
+        if terms.group_l1 and not uniform:
+            raise ValueError(
+                f"penalty=GroupL1() needs one step size for all coefficients, and "
+                f"{type(self).__name__} has one for each; use optimizer=SGD() or ProximalGradient()."
+            )
+
+    # Hooks of the families.
+
+    @property
+    def _learning_rate(self) -> Any:
+        return self.learning_rate  # type: ignore[attr-defined]
+
+    def _validate(self, dtype: Any) -> None:
+        """Raise ValueError naming the first hyper-parameter that is out of range."""
+        constraints = {
+            name: self._parameter_constraints[name]
+            for name in self.get_params(deep=False)
+            if name in self._parameter_constraints
+        }
+        validate_parameter_constraints(
+            constraints, self.get_params(deep=False), caller_name=type(self).__name__
+        )
+        dtype = np.dtype(dtype)
+        if dtype not in (np.float32, np.float64):
+            raise ValueError(f"w has dtype {dtype}; optimizers work in float32 or float64.")
+        epsilon = getattr(self, "epsilon", None)
+        if epsilon is not None and dtype.type(epsilon) < np.finfo(dtype).smallest_subnormal:
+            raise ValueError(
+                f"epsilon={epsilon} of {type(self).__name__} is zero in {dtype}; "
+                "use a larger epsilon or float64 data."
+            )
+
+    def _init_slots(self, w: Any) -> dict[str, Any]:
+        xp = device_of(w).xp
+        return {name: xp.zeros(w.shape, dtype=w.dtype) for name in self.slot_names}
+
+    def _strengths(self, steps: np.ndarray, terms: PenaltyTerms, batch_size: int) -> tuple:
+        """Return the L1 and L2 strengths at each step."""
+        return terms.l1, terms.l2 + self.l2
+
+    @property
+    def _rests_without_gradient(self) -> bool:
+        """Whether a zero gradient changes neither parameters nor state."""
+        return False
+
+    # One step of one array.
+
+    def _clipping_factor(self, gradients: Sequence[Any]) -> float:
+        if self.clip_norm is None:
+            return 1.0
+        arrays = [g.data if _is_sparse(g) else g for g in gradients]
+        norm = sum(device_of(a).squared_norm(a.reshape(-1)) for a in arrays) ** 0.5
+        return min(1.0, self.clip_norm / norm) if norm > 0 else 1.0
+
+    def _step_dense(self, w: Any, g: Any, slots: dict[str, Any], rows: np.ndarray) -> None:
+        device = device_of(w)
+        flat_w = device.asarray(w).reshape(-1)
+        flat_slots = {name: device.asarray(slot).reshape(-1) for name, slot in slots.items()}
+        g = device.asarray(g, dtype=w.dtype).reshape(-1)
+        bind_updater(self, device, flat_w, flat_slots, None, rows, n_penalised=len(flat_w)).apply(g, 0)
+        # Strided arrays were stepped in a contiguous copy.
+        for array, flat in ((w, flat_w), *((slots[name], flat_slots[name]) for name in slots)):
+            if not array.flags.c_contiguous:
+                array[...] = flat.reshape(array.shape)
+
+    def _step_sparse(
+        self, w: Any, g: Any, slots: dict[str, Any], rows: np.ndarray, scale: float
+    ) -> None:
+        if not self._rests_without_gradient:
+            raise TypeError(
+                f"grad is sparse, and {self!r} also moves parameters whose gradient is zero; "
+                "pass grad.toarray()."
+            )
+        # Duplicate entries mean their sum.
+        g = g.tocsr().copy()
+        g.sum_duplicates()
+        g = g.tocoo()
+        place = (g.row, g.col)
+        part = w[place]
+        part_slots = {name: slot[place] for name, slot in slots.items()}
+        self._step_dense(part, g.data * scale, part_slots, rows)
+        w[place] = part
+        for name, slot in slots.items():
+            slot[place] = part_slots[name]
+
+
+class ArrayUpdater:
+    """The updater of an optimizer written in array code: same calls as a compiled one."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        device: Any,
+        w: Any,
+        slots: dict[str, Any],
+        average: Any,
+        rows: np.ndarray,
+        terms: PenaltyTerms,
+        first_step: int,
+    ):
+        self.optimizer, self.xp = optimizer, device.xp
+        self.w, self.slots, self.average = w, slots, average
+        self.rows, self.first_step = rows, first_step
+        # The L2 part enters the gradient; the prox is left with the rest.
+        self.terms = replace(terms, l2=0.0)
+        self.own_names = tuple(optimizer.scalars(np.array([1], dtype=np.int64)))
+
+    def apply(self, g: Any, step: int) -> None:
+        """Take step number `step` of the block with the flat gradient `g`."""
+        row = self.rows[step].tolist()
+        common = dict(zip(COMMON, row, strict=False))
+        scalars = {"learning_rate": common["learning_rate"], "step": self.first_step + step + 1}
+        scalars.update(zip(self.own_names, row[len(COMMON) :], strict=True))
+        w, penalised = self.w, slice(self.terms.n_penalised)
+        if np.isfinite(common["clip_value"]):
+            g = self.xp.clip(g, -common["clip_value"], common["clip_value"])
+        if common["l2"]:
+            g[penalised] += common["l2"] * w[penalised]
+        if common["shrink"] != 1:
+            w[penalised] *= common["shrink"]
+        step_size = self.optimizer.update(self.xp, w, g, self.slots, scalars)
+        if self.terms.l1 or self.terms.group_l1 or self.terms.is_constrained:
+            step_size = common["learning_rate"] if step_size is None else step_size
+            self.terms.prox(w, step_size)
+        if self.average is not None and common["average"]:
+            self.average += common["average"] * w
+
+
+def bind_updater(
+    optimizer: Optimizer,
+    device: Any,
+    w: Any,
+    slots: dict[str, Any],
+    average: Any,
+    rows: np.ndarray,
+    *,
+    terms: PenaltyTerms | None = None,
+    first_step: int = 0,
+    n_penalised: int,
+    n_columns: int = 0,
+    width: int = 0,
+    sparse: bool = False,
+) -> Any:
+    """Bind an optimizer to flat parameters and a block of prepared scalars."""
+    if optimizer.rule is None:
+        terms = terms or PenaltyTerms(n_penalised=n_penalised)
+        return ArrayUpdater(optimizer, device, w, slots, average, rows, terms, first_step)
+    return device.make_updater(
+        optimizer.rule,
+        w,
+        [slots[name] for name in optimizer.slot_names],
+        average,
+        rows,
+        n_penalised=n_penalised,
+        n_columns=n_columns,
+        width=width,
+        sparse=sparse,
+    )
+
+
+def _leaves(arrays: Any) -> list[Any]:
+    return list(arrays) if isinstance(arrays, Sequence) else [arrays]
+
+
+def _is_sparse(array: Any) -> bool:
+    return sp.issparse(array) or (is_cuda_array(array) and hasattr(array, "tocoo"))
+
