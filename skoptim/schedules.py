@@ -10,7 +10,7 @@ schedule too; the classes here have, besides, parameters that a grid search can 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -37,13 +37,13 @@ _COUNT = Interval(Integral, 1, None, closed="left")
 
 
 class Schedule(ABC, BaseEstimator):
-    """Base of the schedules: hyper-parameters, and `rates` to be written by the subclass.
+    """Base of the schedules: hyper-parameters, and `_rates` to be written by the subclass.
 
     A subclass stores its hyper-parameters in ``__init__``, names their allowed values in
-    ``_parameter_constraints`` (scikit-learn's convention) and implements :meth:`rates`.
+    ``_parameter_constraints`` (scikit-learn's convention) and implements ``_rates``.
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
 
     def __call__(self, steps):
         """Return the learning rate of each step.
@@ -71,11 +71,11 @@ class Schedule(ABC, BaseEstimator):
             raise TypeError(f"steps must be integers, got dtype {numbers.dtype}.")
         if numbers.size and numbers.min() < 1:
             raise ValueError(f"steps are counted from 1, got {numbers.min()}.")
-        rates = self.rates(numbers.astype(np.float64))
+        rates = self._rates(numbers.astype(np.float64))
         return float(rates) if numbers.ndim == 0 else np.asarray(rates, dtype=np.float64)
 
     @abstractmethod
-    def rates(self, t):
+    def _rates(self, t):
         """Return the learning rates at `t`, a float64 array of whole numbers from 1."""
 
     def validate(self):
@@ -106,12 +106,12 @@ class Constant(Schedule):
     array([0.1, 0.1, 0.1])
     """
 
-    _parameter_constraints = {"learning_rate": [_POSITIVE]}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"learning_rate": [_POSITIVE]}
 
     def __init__(self, learning_rate):
         self.learning_rate = learning_rate
 
-    def rates(self, t):
+    def _rates(self, t):
         return np.full_like(t, self.learning_rate)
 
 
@@ -143,13 +143,16 @@ class InverseScaling(Schedule):
     array([0.5 , 0.25, 0.05])
     """
 
-    _parameter_constraints = {"eta0": [_POSITIVE], "power": [_NOT_NEGATIVE]}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "eta0": [_POSITIVE],
+        "power": [_NOT_NEGATIVE],
+    }
 
     def __init__(self, eta0, power=0.5):
         self.eta0 = eta0
         self.power = power
 
-    def rates(self, t):
+    def _rates(self, t):
         return self.eta0 / t**self.power
 
 
@@ -191,12 +194,12 @@ class Optimal(Schedule):
     array([10.,  5.,  1.])
     """
 
-    _parameter_constraints = {"alpha": [_POSITIVE]}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"alpha": [_POSITIVE]}
 
     def __init__(self, alpha=1e-4):
         self.alpha = alpha
 
-    def rates(self, t):
+    def _rates(self, t):
         typical_weight = np.sqrt(1.0 / np.sqrt(self.alpha))
         t0 = 1.0 / (typical_weight * self.alpha)
         return 1.0 / (self.alpha * (t0 + t - 1.0))
@@ -228,14 +231,18 @@ class Exponential(Schedule):
     array([0.8, 0.4, 0.2])
     """
 
-    _parameter_constraints = {"initial": [_POSITIVE], "decay": [_FRACTION], "decay_steps": [_COUNT]}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "initial": [_POSITIVE],
+        "decay": [_FRACTION],
+        "decay_steps": [_COUNT],
+    }
 
     def __init__(self, initial, decay, decay_steps=1):
         self.initial = initial
         self.decay = decay
         self.decay_steps = decay_steps
 
-    def rates(self, t):
+    def _rates(self, t):
         return self.initial * self.decay ** ((t - 1.0) / self.decay_steps)
 
 
@@ -265,14 +272,18 @@ class Step(Schedule):
     array([1.  , 1.  , 0.5 , 0.25])
     """
 
-    _parameter_constraints = {"initial": [_POSITIVE], "step_size": [_COUNT], "gamma": [_FRACTION]}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "initial": [_POSITIVE],
+        "step_size": [_COUNT],
+        "gamma": [_FRACTION],
+    }
 
     def __init__(self, initial, step_size, gamma=0.1):
         self.initial = initial
         self.step_size = step_size
         self.gamma = gamma
 
-    def rates(self, t):
+    def _rates(self, t):
         return self.initial * self.gamma ** ((t - 1.0) // self.step_size)
 
 
@@ -310,7 +321,7 @@ class Cosine(Schedule):
     array([0.2, 0.1, 0. , 0. ])
     """
 
-    _parameter_constraints = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "initial": [_POSITIVE],
         "total_steps": [_COUNT],
         "final": [_NOT_NEGATIVE],
@@ -321,7 +332,7 @@ class Cosine(Schedule):
         self.total_steps = total_steps
         self.final = final
 
-    def rates(self, t):
+    def _rates(self, t):
         progress = np.minimum(t - 1.0, self.total_steps) / self.total_steps
         return _cosine_between(self.initial, self.final, progress)
 
@@ -366,7 +377,7 @@ class OneCycle(Schedule):
     array([0.02, 0.5 , 0.25, 0.  ])
     """
 
-    _parameter_constraints = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "maximum": [_POSITIVE],
         "total_steps": [Interval(Integral, 2, None, closed="left")],
         "rising_fraction": [Interval(Real, 0, 1, closed="both")],
@@ -391,7 +402,7 @@ class OneCycle(Schedule):
         self.initial_divisor = initial_divisor
         self.final_divisor = final_divisor
 
-    def rates(self, t):
+    def _rates(self, t):
         between = _cosine_between if self.annealing == "cosine" else _line_between
         first = self.maximum / self.initial_divisor
         last = first / self.final_divisor
@@ -438,7 +449,7 @@ class Warmup(Schedule):
     array([0.1, 0.2, 0.3, 0.4, 0.4])
     """
 
-    _parameter_constraints = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "schedule": [callable, _POSITIVE],
         "warmup_steps": [Interval(Integral, 0, None, closed="left")],
     }
@@ -448,15 +459,17 @@ class Warmup(Schedule):
         self.warmup_steps = warmup_steps
 
     def validate(self):
+        """Raise a ValueError that names the first hyper-parameter out of range, nested ones too."""
         super().validate()
         as_schedule(self.schedule, name="schedule")
 
-    def rates(self, t):
+    def _rates(self, t):
         schedule = as_schedule(self.schedule, name="schedule")
         later = np.maximum(t - self.warmup_steps, 1.0).astype(np.int64)
         return schedule(later) * np.minimum(t / (self.warmup_steps + 1.0), 1.0)
 
     def update_scale(self, scale, losses, tol):
+        """Return what the schedule that follows the warm-up says, if it says anything."""
         update = getattr(self.schedule, "update_scale", None)
         return scale if update is None else update(scale, losses, tol)
 
@@ -499,7 +512,7 @@ class Adaptive(Schedule):
     0.2
     """
 
-    _parameter_constraints = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "initial": [_POSITIVE],
         "factor": [Interval(Real, 1, None, closed="neither")],
         "patience": [_COUNT],
@@ -512,7 +525,7 @@ class Adaptive(Schedule):
         self.patience = patience
         self.minimum = minimum
 
-    def rates(self, t):
+    def _rates(self, t):
         return np.full_like(t, self.initial)
 
     def update_scale(self, scale, losses, tol):
@@ -595,7 +608,7 @@ def as_schedule(value, name="learning_rate") -> "Schedule | Callable":
             f"{name} must be a positive number or a schedule (see skoptim.schedules), "
             f"got {value!r}."
         )
-    if not 0 < value < np.inf:
+    if not 0.0 < float(value) < np.inf:
         raise ValueError(f"{name} must be positive and finite, got {value!r}.")
     return Constant(value)
 

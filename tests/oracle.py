@@ -11,6 +11,11 @@ The rules themselves are held to torch and Keras through the fixtures, in ``test
 import numpy as np
 
 
+def power(base, exponent):
+    """Return `base ** exponent`; by itself so that a test can put a rounding error in its place."""
+    return base**exponent
+
+
 def sgd(w, g, slots, t, *, learning_rate, momentum=0.0, nesterov=False, dampening=0.0):
     """`b = momentum b + (1 - dampening) g` (`b = g` at the first step), `w -= learning_rate b`."""
     if momentum == 0:
@@ -60,17 +65,15 @@ def adadelta(w, g, slots, t, *, learning_rate, rho=0.95, epsilon=1e-6):
     return w - learning_rate * delta, new, learning_rate * ratio
 
 
-def adam(
-    w, g, slots, t, *, learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1e-8, amsgrad=False
-):
+def adam(w, g, slots, t, *, learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1e-8, amsgrad=False):
     """`w -= learning_rate m̂ / (√v̂ + epsilon)`, both moments corrected for their zero start."""
     m = beta_1 * slots["first_moment"] + (1 - beta_1) * g
     v = beta_2 * slots["second_moment"] + (1 - beta_2) * g**2
     new = {"first_moment": m, "second_moment": v}
     if amsgrad:
         v = new["max_second_moment"] = np.maximum(slots["max_second_moment"], v)
-    denominator = np.sqrt(v) / np.sqrt(1 - beta_2**t) + epsilon
-    h = learning_rate / (1 - beta_1**t) / denominator
+    denominator = np.sqrt(v) / np.sqrt(1 - power(beta_2, t)) + epsilon
+    h = learning_rate / (1 - power(beta_1, t)) / denominator
     return w - h * m, new, h
 
 
@@ -78,7 +81,7 @@ def adamax(w, g, slots, t, *, learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1
     """`u = max(beta_2 u, |g| + epsilon)`, `w -= learning_rate m̂ / u`."""
     m = beta_1 * slots["first_moment"] + (1 - beta_1) * g
     u = np.maximum(beta_2 * slots["infinity_norm"], np.abs(g) + epsilon)
-    h = learning_rate / (1 - beta_1**t) / u
+    h = learning_rate / (1 - power(beta_1, t)) / u
     return w - h * m, {"first_moment": m, "infinity_norm": u}, h
 
 
@@ -97,20 +100,20 @@ def nadam(
     """`m̂ = mu_{t+1} m / (1 - mu_1…mu_{t+1}) + (1 - mu_t) g / (1 - mu_1…mu_t)` in Adam's step."""
 
     def mu(s):
-        return beta_1 * (1 - 0.5 * 0.96 ** (s * momentum_decay))
+        return beta_1 * (1 - 0.5 * power(0.96, s * momentum_decay))
 
     product = np.prod([mu(s) for s in range(1, t + 1)])
     m = beta_1 * slots["first_moment"] + (1 - beta_1) * g
     v = beta_2 * slots["second_moment"] + (1 - beta_2) * g**2
     look_ahead = mu(t + 1) * m / (1 - product * mu(t + 1)) + (1 - mu(t)) * g / (1 - product)
-    h = learning_rate / (np.sqrt(v / (1 - beta_2**t)) + epsilon)
+    h = learning_rate / (np.sqrt(v / (1 - power(beta_2, t))) + epsilon)
     return w - h * look_ahead, {"first_moment": m, "second_moment": v}, h
 
 
 def ftrl(w, g, slots, t, *, learning_rate, beta=1.0, l1=0.0, l2=0.0, learning_rate_power=-0.5):
     """McMahan et al. 2013, Algorithm 1: w in closed form; `learning_rate` is the paper's alpha."""
     n = slots["n"] + g**2
-    root, old_root = n**-learning_rate_power, slots["n"] ** -learning_rate_power
+    root, old_root = power(n, -learning_rate_power), power(slots["n"], -learning_rate_power)
     z = slots["z"] + g - (root - old_root) / learning_rate * w
     denominator = (beta + root) / learning_rate + l2
     nothing_learned = denominator == 0
@@ -121,7 +124,7 @@ def ftrl(w, g, slots, t, *, learning_rate, beta=1.0, l1=0.0, l2=0.0, learning_ra
 
 def ftrl_seed(w, slots_n, *, learning_rate, beta=1.0, l1=0.0, l2=0.0, learning_rate_power=-0.5):
     """The z for which FTRL's closed form gives `w` itself."""
-    denominator = (beta + slots_n**-learning_rate_power) / learning_rate + l2
+    denominator = (beta + power(slots_n, -learning_rate_power)) / learning_rate + l2
     return -w * denominator - np.sign(w) * l1
 
 
@@ -242,12 +245,9 @@ def step(name, w, g, slots, t, params, *, l1=0.0, l2=0.0, lower=-np.inf, upper=n
     w, slots, h = RULES[name](w, g, slots, t, learning_rate=rate, **params)
 
     if name != "FTRL" and l1 > 0:
-        if name == "Lion":
-            # A step of Lion has length learning_rate whatever |c| is: the threshold is bounded
-            # by two of them, which still overcomes a step the other way.
-            threshold = np.minimum(l1 * h, 2 * rate)
-        else:
-            threshold = l1 * h
+        # A step of Lion has length learning_rate whatever |c| is: the threshold is bounded by two
+        # of them, which still overcomes a step the other way.
+        threshold = np.minimum(l1 * h, 2 * rate) if name == "Lion" else l1 * h
         w = soft_threshold(w, threshold)
     if name == "ProximalGradient":
         w = w / (1 + rate * l2)

@@ -11,6 +11,8 @@ from skoptim._native import core
 
 name = "cpu"
 xp = np
+#: What batch_size="auto" means for a linear model: per-sample steps, as scikit-learn's SGD.
+LINEAR_BATCH_SIZE = 1
 
 gather_rows = core.gather_rows
 activation_forward = core.activation_forward

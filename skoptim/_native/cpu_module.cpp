@@ -89,6 +89,10 @@ void require(bool condition, const char* message) {
   if (!condition) throw nb::value_error(message);
 }
 
+void check_range(const int64_t* numbers, int64_t n, int64_t end, const char* message) {
+  for (int64_t i = 0; i < n; ++i) require(numbers[i] >= 0 && numbers[i] < end, message);
+}
+
 template <class T, class Entry>
 const Entry& find(const Entry* entries, int n, const std::string& name, const char* what) {
   for (int i = 0; i < n; ++i)
@@ -179,6 +183,7 @@ struct MatrixObject {
   int64_t check_batch(const Rows& rows, int64_t first, int64_t n) const {
     if (rows) {
       require(int64_t(rows->shape(0)) == n, "rows: one row number for each row of the batch");
+      check_range(rows->data(), n, view.n_rows, "rows: row number out of range");
     } else {
       require(first >= 0 && first + n <= view.n_rows, "rows: the batch ends outside the matrix");
     }
@@ -253,14 +258,18 @@ class Updater {
   void apply_columns(Input<int64_t> columns, Input2d<T> g, int64_t step) {
     const int64_t n = columns.shape(0);
     require(int64_t(g.shape(0)) >= n && int64_t(g.shape(1)) == width_, "g: one row for each column");
+    require(!paid_.empty() || n == 0, "apply_columns: this updater keeps no ledger");
     nb::gil_scoped_release unlocked;
+    check_range(columns.data(), n, n_columns_, "columns: column number out of range");
     rule_.apply_columns(parameters_, columns.data(), n, width_, g.data(), row(step));
     for (int64_t j = 0; j < n; ++j) paid_[columns.data()[j]] = int32_t(step + 1);
   }
 
   void pay(Input<int64_t> columns, int64_t step) {
-    require(!paid_.empty() || n_columns_ == 0, "pay: this updater keeps no ledger");
+    require(!paid_.empty() || columns.shape(0) == 0, "pay: this updater keeps no ledger");
+    require(step >= 0 && step <= block_.n_steps, "step: outside the block of prepared scalars");
     nb::gil_scoped_release unlocked;
+    check_range(columns.data(), columns.shape(0), n_columns_, "columns: column number out of range");
     rule_.pay_columns(parameters_, columns.data(), columns.shape(0), width_, block_, paid_.data(), step);
   }
 
@@ -280,8 +289,7 @@ class Updater {
                 size_ == n_columns_ * width_ + width_ && targets.n_rows == x.view.n_rows,
             "linear_epoch: X, targets and w do not fit together");
     nb::gil_scoped_release unlocked;
-    for (int64_t i = 0; i < n; ++i)
-      require(order.data()[i] >= 0 && order.data()[i] < x.view.n_rows, "order: row out of range");
+    check_range(order.data(), n, x.view.n_rows, "order: row number out of range");
     const bool sparse = x.view.indices != nullptr;
     batch_size = std::min(batch_size, n);
     // Products cannot overflow: both factors are bounded by what is in memory.
@@ -375,6 +383,7 @@ void bind(nb::module_& m, const char* suffix) {
   m.def("gather_rows",
         [](Input2d<T> x, Input<int64_t> rows, Output2d<T> out) {
           require(out.shape(0) == rows.shape(0) && out.shape(1) == x.shape(1), "out: wrong shape");
+          check_range(rows.data(), rows.shape(0), x.shape(0), "rows: row number out of range");
           kernels<T>().gather_rows(x.data(), x.shape(1), rows.data(), rows.shape(0), out.data());
         },
         "x"_a.noconvert(), "rows"_a, "out"_a.noconvert(), Unlocked());
@@ -412,6 +421,12 @@ void bind(nb::module_& m, const char* suffix) {
            int64_t first, const std::optional<Input<T>>& weights, double parameter, double scale,
            const std::optional<Output2d<T>>& d) {
           require(int64_t(z.shape(1)) == targets.n_outputs, "z: one score per output");
+          require(!rows || rows->shape(0) == z.shape(0), "rows: one row number for each row of z");
+          if (rows)
+            check_range(rows->data(), rows->shape(0), targets.n_rows, "rows: row number out of range");
+          else
+            require(first >= 0 && first + int64_t(z.shape(0)) <= targets.n_rows, "z: more rows than targets");
+          require(!weights || int64_t(weights->shape(0)) == targets.n_rows, "weights: one for each row");
           require(!d || (d->shape(0) == z.shape(0) && d->shape(1) == z.shape(1)), "d: wrong shape");
           return find_loss<T>(loss).batch(z.data(), z.shape(0), z.shape(1), targets.view,
                                           rows ? rows->data() : nullptr, first,

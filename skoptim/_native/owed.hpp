@@ -42,7 +42,7 @@ struct Idle<Adagrad> {
 template <class Rule, class T>
 bool prefix_sums(const T* rows, int64_t n_steps, int64_t width, bool averaging, double* decay,
                  double* threshold, double* averaged) {
-  bool closed = Idle<Rule>::closed && !averaging;
+  bool closed = (Idle<Rule>::closed || Rule::penalty == Penalised::closed) && !averaging;
   decay[0] = 1.0;
   threshold[0] = averaged[0] = 0.0;
   for (int64_t t = 0; t < n_steps; ++t) {
@@ -57,9 +57,11 @@ bool prefix_sums(const T* rows, int64_t n_steps, int64_t width, bool averaging, 
     if constexpr (Idle<Rule>::closed)
       closed = closed && factor > 0 && factor <= 1 && c.group_l1 == 0 && c.lower <= 0 &&
                c.upper >= 0 && (c.l2 == 0 || Idle<Rule>::closed_with_l2);
+    if constexpr (Rule::penalty == Penalised::closed)
+      closed = closed && rows[t * width + n_common + Rule::inverse_rate_change] == T(0);
   }
   // Past this the quotients of `decay` lose digits; replaying is exact.
-  return closed && decay[n_steps] > 1e-200;
+  return closed && (Rule::penalty == Penalised::closed || decay[n_steps] > 1e-200);
 }
 
 // Pays the zero-gradient steps from..to of one parameter.
@@ -75,9 +77,9 @@ SKOPTIM_HD void pay(T& w, T* s, T* average, const Steps<T>& steps, int64_t from,
       w = rest > 0 ? T(sign(double(w)) * rest * steps.decay[to]) : (rest <= 0 ? T(0) : w);
       return;
     }
-  // FTRL's weight is a function of its state and the last step's scalars alone.
+  // At a constant rate FTRL's weight is a function of its state and the last step's scalars alone.
   if constexpr (Rule::penalty == Penalised::closed)
-    if (!steps.averaging) from = to - 1;
+    if (steps.closed_idle) from = to - 1;
   for (int64_t t = from; t < to; ++t) {
     const T* row = steps.rows + t * steps.width;
     const Common<T> c = load_common(row);

@@ -71,6 +71,6 @@ template <class T>
 SKOPTIM_HD T larger(T a, T b) { return a < b ? b : a; }
 
 template <class T>
-SKOPTIM_HD T sign(T x) { return T((x > T(0)) - (x < T(0))); }
+SKOPTIM_HD T sign(T x) { return x > T(0) ? T(1) : (x < T(0) ? T(-1) : x); }
 
 SKOPTIM_END

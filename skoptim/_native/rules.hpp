@@ -104,7 +104,7 @@ struct Adagrad {
 
 template <bool centered, bool with_momentum>
 struct RMSprop {
-  static constexpr int n_slots = 1 + centered + with_momentum, n_scalars = 3;
+  static constexpr int n_slots = 1 + centered + with_momentum, n_scalars = 4;
   static constexpr int average = 1, buffer = 1 + centered;
   static constexpr Penalised penalty = Penalised::coupled;
   static constexpr bool uniform = false;
@@ -112,14 +112,14 @@ struct RMSprop {
   static constexpr const char* slots[] = {
       "square_average", centered ? "gradient_average" : "momentum_buffer", "momentum_buffer"};
 #endif
-  SKOPTIM_NAMES(scalars, "rho", "epsilon", "momentum")
+  SKOPTIM_NAMES(scalars, "rho", "epsilon", "momentum", "one_minus_rho")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
     const T rho = k[0], epsilon = k[1], momentum = k[2];
-    s[0] = rho * s[0] + (T(1) - rho) * (g * g);
+    s[0] = rho * s[0] + k[3] * (g * g);
     T variance = s[0];
     if constexpr (centered) {
-      s[average] = rho * s[average] + (T(1) - rho) * g;
+      s[average] = rho * s[average] + k[3] * g;
       // Rounding can make the variance of a constant gradient negative.
       variance = larger(variance - s[average] * s[average], T(0));
     }
@@ -144,19 +144,19 @@ struct RMSprop {
 };
 
 struct Adadelta {
-  static constexpr int n_slots = 2, n_scalars = 2;
+  static constexpr int n_slots = 2, n_scalars = 3;
   static constexpr Penalised penalty = Penalised::coupled;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "square_average", "delta_average")
-  SKOPTIM_NAMES(scalars, "rho", "epsilon")
+  SKOPTIM_NAMES(scalars, "rho", "epsilon", "one_minus_rho")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
     const T rho = k[0], epsilon = k[1];
-    s[0] = rho * s[0] + (T(1) - rho) * (g * g);
+    s[0] = rho * s[0] + k[2] * (g * g);
     // RMS of the previous deltas over RMS of the gradients: the rate is not known in advance.
     const T ratio = math::sqrt(s[1] + epsilon) / math::sqrt(s[0] + epsilon);
     const T delta = ratio * g;
-    s[1] = rho * s[1] + (T(1) - rho) * (delta * delta);
+    s[1] = rho * s[1] + k[2] * (delta * delta);
     w -= c.learning_rate * delta;
     return c.learning_rate * ratio;
   }
@@ -172,16 +172,17 @@ struct Adadelta {
 
 template <bool amsgrad>
 struct Adam {
-  static constexpr int n_slots = 2 + amsgrad, n_scalars = 5;
+  static constexpr int n_slots = 2 + amsgrad, n_scalars = 7;
   static constexpr Penalised penalty = Penalised::coupled;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "first_moment", "second_moment", "max_second_moment")
-  SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "correction_1", "root_correction_2")
+  SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "correction_1", "root_correction_2",
+                "one_minus_beta_1", "one_minus_beta_2")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
     const T beta_1 = k[0], beta_2 = k[1], epsilon = k[2], step_size = c.learning_rate / k[3];
-    s[0] = beta_1 * s[0] + (T(1) - beta_1) * g;
-    s[1] = beta_2 * s[1] + (T(1) - beta_2) * (g * g);
+    s[0] = beta_1 * s[0] + k[5] * g;
+    s[1] = beta_2 * s[1] + k[6] * (g * g);
     T second_moment = s[1];
     if constexpr (amsgrad) second_moment = s[2] = larger(s[2], s[1]);
     const T denominator = math::sqrt(second_moment) / k[4] + epsilon;
@@ -198,15 +199,15 @@ struct Adam {
 };
 
 struct Adamax {
-  static constexpr int n_slots = 2, n_scalars = 4;
+  static constexpr int n_slots = 2, n_scalars = 5;
   static constexpr Penalised penalty = Penalised::coupled;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "first_moment", "infinity_norm")
-  SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "correction_1")
+  SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "correction_1", "one_minus_beta_1")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
     const T step_size = c.learning_rate / k[3];
-    s[0] = k[0] * s[0] + (T(1) - k[0]) * g;
+    s[0] = k[0] * s[0] + k[4] * g;
     s[1] = larger(k[1] * s[1], absolute(g) + k[2]);
     w -= step_size * (s[0] / s[1]);
     return step_size / s[1];
@@ -221,17 +222,17 @@ struct Adamax {
 };
 
 struct Nadam {
-  static constexpr int n_slots = 2, n_scalars = 6;
+  static constexpr int n_slots = 2, n_scalars = 8;
   static constexpr Penalised penalty = Penalised::coupled;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "first_moment", "second_moment")
   // The look-ahead mixes the gradient and the moment, each with its own bias correction.
   SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "gradient_weight", "moment_weight",
-                "root_correction_2")
+                "root_correction_2", "one_minus_beta_1", "one_minus_beta_2")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
-    s[0] = k[0] * s[0] + (T(1) - k[0]) * g;
-    s[1] = k[1] * s[1] + (T(1) - k[1]) * (g * g);
+    s[0] = k[0] * s[0] + k[6] * g;
+    s[1] = k[1] * s[1] + k[7] * (g * g);
     const T denominator = math::sqrt(s[1]) / k[5] + k[2];
     w -= c.learning_rate * ((k[3] * g + k[4] * s[0]) / denominator);
     return c.learning_rate / denominator;
@@ -249,11 +250,12 @@ struct Nadam {
 // power -1/2; any other goes through pow.
 template <bool square_root>
 struct FTRL {
-  static constexpr int n_slots = 2, n_scalars = 2;
+  static constexpr int n_slots = 2, n_scalars = 3, inverse_rate_change = 2;
   static constexpr Penalised penalty = Penalised::closed;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "z", "n")
-  SKOPTIM_NAMES(scalars, "beta", "power")
+  // inverse_rate_change is 1 / alpha_t - 1 / alpha_(t-1): 0 for a constant rate, as in the paper.
+  SKOPTIM_NAMES(scalars, "beta", "power", "inverse_rate_change")
   template <class T>
   SKOPTIM_HD static T root(T n, const T* k) {
     if constexpr (square_root) return math::sqrt(n);
@@ -262,8 +264,9 @@ struct FTRL {
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
     const T squares = s[1] + g * g;
-    const T new_root = root(squares, k);
-    const T sigma = (new_root - root(s[1], k)) / c.learning_rate;
+    const T old_root = root(s[1], k), new_root = root(squares, k);
+    // The change of (beta + root) / alpha from the last step to this one.
+    const T sigma = (new_root - old_root) / c.learning_rate + (k[0] + old_root) * k[inverse_rate_change];
     s[0] += g - sigma * w;
     s[1] = squares;
     const T denominator = (k[0] + new_root) / c.learning_rate + c.l2;
@@ -279,15 +282,15 @@ struct FTRL {
 };
 
 struct Lion {
-  static constexpr int n_slots = 1, n_scalars = 2;
+  static constexpr int n_slots = 1, n_scalars = 4;
   static constexpr Penalised penalty = Penalised::coupled;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "first_moment")
-  SKOPTIM_NAMES(scalars, "beta_1", "beta_2")
+  SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "one_minus_beta_1", "one_minus_beta_2")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
-    const T direction = k[0] * s[0] + (T(1) - k[0]) * g;
-    s[0] = k[1] * s[0] + (T(1) - k[1]) * g;
+    const T direction = k[0] * s[0] + k[2] * g;
+    s[0] = k[1] * s[0] + k[3] * g;
     w -= c.learning_rate * sign(direction);
     // sign(d) = d / |d|, so the metric is |d|; bounded so that L1 moves a weight by at most twice
     // the learning rate, enough to overcome a step the other way.

@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 from skoptim._devices import device_of, is_cuda_array
 from skoptim._native import core
 from skoptim.penalties import PenaltyTerms
+from skoptim.schedules import as_schedule
 
 __all__ = ["Optimizer", "OptimizerState"]
 
@@ -174,13 +175,20 @@ class Optimizer(BaseEstimator):
 
     # Driving by hand.
 
-    def init(self, w: Any) -> OptimizerState:
+    def init(
+        self, w: Any, *, batch_size: int = 1, n_penalised: int | None = None
+    ) -> OptimizerState:
         """Return the state before the first step.
 
         Parameters
         ----------
         w : array or list of arrays
             The parameters, float32 or float64, NumPy or CuPy.
+        batch_size : int, default=1
+            Samples whose mean gradient one step will be given.
+        n_penalised : int or None, default=None
+            Only the first so many entries along the first axis are coefficients, the rest are
+            intercepts; None: all are coefficients.
 
         Returns
         -------
@@ -191,8 +199,9 @@ class Optimizer(BaseEstimator):
         ValueError
             If a hyper-parameter is out of range; the message names it.
         """
-        self._validate(_leaves(w)[0].dtype)
-        states = [self._init_slots(leaf) for leaf in _leaves(w)]
+        for leaf in _leaves(w):
+            self._validate(leaf.dtype)
+        states = [self._init_slots(leaf, batch_size, n_penalised) for leaf in _leaves(w)]
         if isinstance(w, Sequence):
             names = self.slot_names
             return OptimizerState(slots={name: [state[name] for state in states] for name in names})
@@ -218,12 +227,13 @@ class Optimizer(BaseEstimator):
         TypeError
             If the gradient is sparse and the rule moves parameters whose gradient is zero.
         """
-        leaves, gradients = _leaves(w), _leaves(grad)
-        if len(leaves) != len(gradients):
-            raise ValueError(f"grad: {len(gradients)} arrays for {len(leaves)} parameter arrays.")
-        for leaf, gradient in zip(leaves, gradients, strict=True):
-            if leaf.shape != gradient.shape:
-                raise ValueError(f"grad has shape {gradient.shape}, w has shape {leaf.shape}.")
+        leaves = _leaves(w)
+        gradients = _checked_gradients(leaves, _leaves(grad))
+        if not self._rests_without_gradient and any(_is_sparse(g) for g in gradients):
+            raise TypeError(
+                f"grad is sparse, and {self!r} also moves parameters whose gradient is zero; "
+                "pass grad.toarray()."
+            )
         scale = self._clipping_factor(gradients)
         rows = self.prepare(state, 1, PenaltyTerms())
         for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
@@ -231,10 +241,8 @@ class Optimizer(BaseEstimator):
                 name: slot[i] if isinstance(w, Sequence) else slot
                 for name, slot in state.slots.items()
             }
-            if _is_sparse(gradient):
-                self._step_sparse(leaf, gradient, slots, rows, scale)
-            else:
-                self._step_dense(leaf, gradient * scale if scale != 1 else gradient, slots, rows)
+            take_step = self._step_sparse if _is_sparse(gradient) else self._step_dense
+            take_step(leaf, gradient * scale if scale != 1 else gradient, slots, rows)
         state.step += 1
 
     # What the training loop uses.
@@ -329,6 +337,8 @@ class Optimizer(BaseEstimator):
         validate_parameter_constraints(
             constraints, self.get_params(deep=False), caller_name=type(self).__name__
         )
+        if not self.is_full_batch:
+            as_schedule(self._learning_rate)
         dtype = np.dtype(dtype)
         if dtype not in (np.float32, np.float64):
             raise ValueError(f"w has dtype {dtype}; optimizers work in float32 or float64.")
@@ -339,7 +349,9 @@ class Optimizer(BaseEstimator):
                 "use a larger epsilon or float64 data."
             )
 
-    def _init_slots(self, w: Any) -> dict[str, Any]:
+    def _init_slots(
+        self, w: Any, batch_size: int = 1, n_penalised: int | None = None
+    ) -> dict[str, Any]:
         xp = device_of(w).xp
         return {name: xp.zeros(w.shape, dtype=w.dtype) for name in self.slot_names}
 
@@ -358,36 +370,27 @@ class Optimizer(BaseEstimator):
         if self.clip_norm is None:
             return 1.0
         arrays = [g.data if _is_sparse(g) else g for g in gradients]
-        norm = sum(device_of(a).squared_norm(a.reshape(-1)) for a in arrays) ** 0.5
+        norm = sum(device_of(a).squared_norm(a) for a in arrays) ** 0.5
         return min(1.0, self.clip_norm / norm) if norm > 0 else 1.0
 
     def _step_dense(self, w: Any, g: Any, slots: dict[str, Any], rows: np.ndarray) -> None:
         device = device_of(w)
         flat_w = device.asarray(w).reshape(-1)
         flat_slots = {name: device.asarray(slot).reshape(-1) for name, slot in slots.items()}
-        g = device.asarray(g, dtype=w.dtype).reshape(-1)
-        bind_updater(self, device, flat_w, flat_slots, None, rows, n_penalised=len(flat_w)).apply(g, 0)
+        updater = bind_updater(
+            self, device, flat_w, flat_slots, None, rows, n_penalised=len(flat_w)
+        )
+        updater.apply(g.reshape(-1), 0)
         # Strided arrays were stepped in a contiguous copy.
         for array, flat in ((w, flat_w), *((slots[name], flat_slots[name]) for name in slots)):
             if not array.flags.c_contiguous:
                 array[...] = flat.reshape(array.shape)
 
-    def _step_sparse(
-        self, w: Any, g: Any, slots: dict[str, Any], rows: np.ndarray, scale: float
-    ) -> None:
-        if not self._rests_without_gradient:
-            raise TypeError(
-                f"grad is sparse, and {self!r} also moves parameters whose gradient is zero; "
-                "pass grad.toarray()."
-            )
-        # Duplicate entries mean their sum.
-        g = g.tocsr().copy()
-        g.sum_duplicates()
-        g = g.tocoo()
+    def _step_sparse(self, w: Any, g: Any, slots: dict[str, Any], rows: np.ndarray) -> None:
         place = (g.row, g.col)
         part = w[place]
         part_slots = {name: slot[place] for name, slot in slots.items()}
-        self._step_dense(part, g.data * scale, part_slots, rows)
+        self._step_dense(part, g.data, part_slots, rows)
         w[place] = part
         for name, slot in slots.items():
             slot[place] = part_slots[name]
@@ -469,6 +472,26 @@ def bind_updater(
 
 def _leaves(arrays: Any) -> list[Any]:
     return list(arrays) if isinstance(arrays, Sequence) else [arrays]
+
+
+def _checked_gradients(leaves: list[Any], gradients: list[Any]) -> list[Any]:
+    """Return gradients of the dtype of the parameters: contiguous, or COO without duplicates."""
+    if len(leaves) != len(gradients):
+        raise ValueError(f"grad: {len(gradients)} arrays for {len(leaves)} parameter arrays.")
+    checked = []
+    for w, g in zip(leaves, gradients, strict=True):
+        if not w.flags.writeable:
+            raise ValueError("w is read-only, and a step changes it in place; pass a copy.")
+        if getattr(g, "shape", None) != w.shape:
+            raise ValueError(f"grad has shape {np.shape(g)}, w has shape {w.shape}.")
+        if g.dtype.kind not in "fiub":
+            raise ValueError(f"grad has dtype {g.dtype}; expected real numbers.")
+        if _is_sparse(g):
+            # Converting to CSR sums duplicate entries.
+            checked.append(g.astype(w.dtype).tocsr().tocoo())
+        else:
+            checked.append(device_of(w).asarray(g, dtype=w.dtype))
+    return checked
 
 
 def _is_sparse(array: Any) -> bool:

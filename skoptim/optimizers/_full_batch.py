@@ -237,6 +237,6 @@ def max_norm(x: Any) -> float:
 def rounding_level(value: float, w: Any) -> float:
     """Return how far values near `value`, computed in the precision of `w`, may differ by chance.
 
-    64 units in the last place: what sums over samples and penalties have been seen to reach.
+    64 units in the last place, which allow for the rounding of sums over samples.
     """
     return 64.0 * float(device_of(w).xp.finfo(w.dtype).eps) * abs(value)

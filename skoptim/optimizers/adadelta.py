@@ -83,4 +83,4 @@ class Adadelta(Optimizer):
 
     def scalars(self, steps: np.ndarray) -> dict[str, Any]:
         """Return the constants of the rule."""
-        return {"rho": self.rho, "epsilon": self.epsilon}
+        return {"rho": self.rho, "epsilon": self.epsilon, "one_minus_rho": 1.0 - self.rho}

@@ -83,7 +83,9 @@ class Adagrad(Optimizer):
         """Return the constant of the denominator."""
         return {"epsilon": self.epsilon}
 
-    def _init_slots(self, w: Any) -> dict[str, Any]:
+    def _init_slots(
+        self, w: Any, batch_size: int = 1, n_penalised: int | None = None
+    ) -> dict[str, Any]:
         full = device_of(w).xp.full(w.shape, self.initial_accumulator_value, dtype=w.dtype)
         return {"accumulator": full}
 

@@ -45,7 +45,9 @@ class FTRL(Optimizer):
 
     Notes
     -----
-    The first :math:`z` is chosen so that the weights it implies are those given, so warm starts and
+    With a schedule for `alpha`, :math:`\sigma_t` is the change of
+    :math:`(\beta + r(n_t)) / \alpha_t`, which keeps the weights where they are when only the rate
+    changes. The first :math:`z` is chosen so that the weights it implies are those given, so warm starts and
     the random initialisation of a net survive the first step. The penalty of an estimator
     (`alpha` times L1 or L2, against the mean loss) joins in closed form, growing with t:
     :math:`\lambda_1 + t \alpha_{est}`.
@@ -110,8 +112,13 @@ class FTRL(Optimizer):
         return self.alpha
 
     def scalars(self, steps: np.ndarray) -> dict[str, Any]:
-        """Return the constants of the rule."""
-        return {"beta": self.beta, "power": self.learning_rate_power}
+        """Return the constants of the rule, and how much each step changes 1 / alpha."""
+        rates = self.learning_rates(np.maximum(np.append(steps[:1] - 1, steps), 1))
+        return {
+            "beta": self.beta,
+            "power": self.learning_rate_power,
+            "inverse_rate_change": np.diff(1.0 / rates),
+        }
 
     def _strengths(self, steps: np.ndarray, terms: PenaltyTerms, batch_size: int) -> tuple:
         # A step is given the mean gradient of its batch, so a strength against the sum over
@@ -121,12 +128,16 @@ class FTRL(Optimizer):
             self.l2 / batch_size + steps * terms.l2,
         )
 
-    def _init_slots(self, w: Any) -> dict[str, Any]:
+    def _init_slots(
+        self, w: Any, batch_size: int = 1, n_penalised: int | None = None
+    ) -> dict[str, Any]:
         xp = device_of(w).xp
         n = self.initial_accumulator_value
         alpha = float(self.learning_rates(np.array([1]))[0])
-        root = n**-self.learning_rate_power
-        z = -w * ((self.beta + root) / alpha + self.l2) - xp.sign(w) * self.l1
+        z = -w * ((self.beta + n**-self.learning_rate_power) / alpha)
+        penalised = slice(n_penalised)
+        z[penalised] -= w[penalised] * (self.l2 / batch_size)
+        z[penalised] -= xp.sign(w[penalised]) * (self.l1 / batch_size)
         return {"z": z.astype(w.dtype), "n": xp.full(w.shape, n, dtype=w.dtype)}
 
     def _validate(self, dtype: Any) -> None:

@@ -56,10 +56,10 @@ class LBFGS(FullBatchOptimizer):
     step. Where all losses in reach are equal up to rounding, the slopes decide instead, so that
     the gradient can be driven to about the precision of its own evaluation.
 
-    Two details differ from the paper on OWL-QN, and each cuts the number of iterations on
-    ill-conditioned problems by a factor of two to ten: the recursion for :math:`H_k g_k` sees
-    the free coefficients alone (those that are not held at 0), so that curvature among the others
-    cannot spoil it; and only coefficients at 0 must leave in the direction of steepest descent.
+    Two details differ from the paper on OWL-QN; on logistic regressions with correlated features
+    they save half to nine tenths of the iterations. The recursion for :math:`H_k g_k` sees the
+    free coefficients alone (those not held at 0), so that curvature among the others cannot spoil
+    it; and only coefficients at 0 have to leave in the direction of steepest descent.
 
     SciPy's ``L-BFGS-B`` has the same `history_size` and takes box constraints, but no L1; it also
     stops on a small relative decrease (``ftol``), which has no counterpart here. ``torch.optim.
@@ -144,7 +144,9 @@ class LBFGS(FullBatchOptimizer):
             return Iteration(value, optimality, progressed=False)
         return self._report(w, state, value, optimality)
 
-    def _init_slots(self, w: Any) -> dict[str, Any]:
+    def _init_slots(
+        self, w: Any, batch_size: int = 1, n_penalised: int | None = None
+    ) -> dict[str, Any]:
         return {"gradient": device_of(w).xp.zeros_like(w), "steps": [], "gradient_changes": []}
 
     def _search(self, w: Any, objective: _Objective, state: OptimizerState) -> _Trial | None:
@@ -248,9 +250,7 @@ def _search_line(
         return trials[step].value, float(xp.dot(gradient, direction))
 
     noise = rounding_level(value, w)
-    step = strong_wolfe(
-        phi, value, slope, first_step, noise=noise, max_evaluations=max_evaluations
-    )
+    step = strong_wolfe(phi, value, slope, first_step, noise=noise, max_evaluations=max_evaluations)
     if step == 0.0:
         return None
     if step not in trials:

@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from skoptim._devices import device_of
-from skoptim.optimizers._base import LEARNING_RATE, NOT_NEGATIVE, POSITIVE, OptimizerState
+from skoptim.optimizers._base import OptimizerState
 from skoptim.optimizers._full_batch import (
     FullBatchOptimizer,
     Iteration,
@@ -130,8 +130,6 @@ class ProximalGradient(FullBatchOptimizer):
         self.clip_norm = clip_norm
         self.clip_value = clip_value
 
-    _patience = 500
-
     @property
     def rule(self) -> str:
         """Name of the compiled rule of the stochastic step."""
@@ -171,16 +169,19 @@ class ProximalGradient(FullBatchOptimizer):
                 f"learning_rate={self.learning_rate!r} must be a number when full_batch=True: "
                 "backtracking takes the place of a schedule."
             )
-        for name, off in (("l2", 0), ("weight_decay", 0), ("clip_norm", None), ("clip_value", None)):
+        for name in ("l2", "weight_decay", "clip_norm", "clip_value"):
+            off = getattr(FullBatchOptimizer, name)
             if getattr(self, name) != off:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is for full_batch=False only; leave it at "
                     f"{off}, and shrink coefficients with the penalty."
                 )
 
-    def _init_slots(self, w: Any) -> dict[str, Any]:
+    def _init_slots(
+        self, w: Any, batch_size: int = 1, n_penalised: int | None = None
+    ) -> dict[str, Any]:
         if not self.full_batch:
-            return super()._init_slots(w)
+            return super()._init_slots(w, batch_size, n_penalised)
         xp = device_of(w).xp
         return {"gradient": xp.zeros_like(w), "movement": xp.zeros_like(w)}
 
@@ -194,7 +195,11 @@ class ProximalGradient(FullBatchOptimizer):
         return _Point(w, carries["value"], slots["gradient"])
 
     def _descend(
-        self, start: _Point, value_and_grad: ValueAndGrad, state: OptimizerState, terms: PenaltyTerms
+        self,
+        start: _Point,
+        value_and_grad: ValueAndGrad,
+        state: OptimizerState,
+        terms: PenaltyTerms,
     ) -> _Point | None:
         """Return the proximal step from `start`, at a step size found by backtracking, or None."""
         carries = state.carries

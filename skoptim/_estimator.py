@@ -1,0 +1,520 @@
+"""What the four estimators share: validate, encode, call the training loop, publish."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+from sklearn.callback import CallbackSupportMixin
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Options as Choices
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+
+from skoptim._devices import select_device, to_host
+from skoptim._network import Dataset, Network
+from skoptim._training import Options, Trainer, Validation
+from skoptim._validation import (
+    DTYPES,
+    check_labels,
+    check_weights,
+    encode_labels,
+    hold_out,
+    normalise_weights,
+)
+from skoptim.losses import Loss
+from skoptim.optimizers import Optimizer, OptimizerState, get_optimizer
+from skoptim.penalties import resolve_penalty
+
+
+@dataclass
+class Targets:
+    """Encoded targets: class indices, or values of shape (n_samples, n_outputs)."""
+
+    n_outputs: int
+    labels: np.ndarray | None = None
+    values: np.ndarray | None = None
+
+
+class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
+    """Base of the estimators; subclasses say what the network, the loss and the targets are."""
+
+    _parameter_constraints: dict = {
+        "optimizer": "no_validation",
+        "loss": "no_validation",
+        "penalty": "no_validation",
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "l1_ratio": [Interval(Real, 0, 1, closed="both"), None],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left"), None],
+        "shuffle": ["boolean"],
+        "verbose": ["verbose"],
+        "random_state": ["random_state"],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [
+            Interval(Integral, 1, None, closed="left"),
+            Choices(Real, {np.inf}),
+        ],
+        "warm_start": ["boolean"],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "device": [StrOptions({"cpu", "cuda"}), None],
+    }
+
+    # What subclasses provide.
+
+    @abstractmethod
+    def _resolve_loss(self) -> Loss:
+        """Return the loss object of the `loss` parameter."""
+
+    @abstractmethod
+    def _make_network(
+        self, n_features: int, n_outputs: int, loss: Loss, device: Any, dtype: Any
+    ) -> Network:
+        """Return an untrained network of the right shape."""
+
+    @abstractmethod
+    def _initialise(self, network: Network, random_state: np.random.RandomState) -> None:
+        """Set the parameters that a fit starts from."""
+
+    @abstractmethod
+    def _load(self, network: Network) -> None:
+        """Set the network's parameters from the fitted attributes."""
+
+    @property
+    @abstractmethod
+    def _dtype(self) -> Any:
+        """The dtype of the fitted parameters."""
+
+    @abstractmethod
+    def _attributes(self, network: Network, flat: Any) -> dict[str, Any]:
+        """Return the fitted attributes that hold the parameters."""
+
+    @abstractmethod
+    def _learn_targets(self, y: np.ndarray, classes: Any) -> dict[str, Any]:
+        """Return the attributes learned from the targets, as `classes_`."""
+
+    @abstractmethod
+    def _encode(self, y: np.ndarray) -> Targets:
+        """Encode targets with the attributes of `_learn_targets`."""
+
+    @abstractmethod
+    def _score_function(self, y: np.ndarray, weights: Any) -> Any:
+        """Return a function of raw scores that says how good they are on held-out `y`."""
+
+    @abstractmethod
+    def _check_y(self, y: Any) -> np.ndarray:
+        """Check the targets' type and shape."""
+
+    @abstractmethod
+    def _default_batch_size(self, n_samples: int, device: Any) -> int:
+        """Return what batch_size="auto" means."""
+
+    # Training.
+
+    def _train(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        incremental: bool = False,
+        classes: Any = None,
+        initial: dict[str, Any] | None = None,
+    ) -> Any:
+        """Fit, or with `incremental` make one pass that continues the last one."""
+        optimizer = clone(get_optimizer(self.optimizer))
+        terms = resolve_penalty(self.penalty, self.alpha, self.l1_ratio)
+        optimizer.check_penalty(terms)
+        self._check_combination(optimizer, incremental, X_val, y_val)
+        loss = self._resolve_loss()
+        device = select_device(X, self.device)
+
+        fitted = hasattr(self, "optimizer_state_")
+        going_on = fitted and (incremental or self.warm_start)
+        with self._undone_on_error():
+            X, y = validate_data(
+                self,
+                X,
+                y,
+                accept_sparse="csr",
+                accept_large_sparse=True,
+                dtype=self._dtype if going_on else DTYPES,
+                order="C",
+                multi_output=True,
+                reset=not (incremental and fitted),
+            )
+            y = self._check_y(y)
+            for name, value in self._learned(y, classes, going_on).items():
+                setattr(self, name, value)
+            targets = self._encode(y)
+            class_info = (getattr(self, "classes_", None), getattr(self, "class_weight", None))
+            weights = check_weights(sample_weight, X, targets.labels, *class_info)
+            if incremental and fitted and weights is not None and not weights.any():
+                return self  # Nothing counts, so nothing changes.
+            random_state = check_random_state(self.random_state)
+            held_out = (X_val, y_val, sample_weight_val)
+            data, validation = self._split(
+                device, X, y, targets, weights, held_out, random_state, incremental
+            )
+            network = self._make_network(X.shape[1], targets.n_outputs, loss, device, X.dtype)
+            options = self._options(data.n_samples, device, incremental)
+            state = self._start(
+                network, optimizer, going_on, random_state, initial, options.batch_size
+            )
+            trainer = Trainer(
+                network,
+                optimizer,
+                state,
+                terms,
+                data,
+                options,
+                history=deepcopy(self.history_) if incremental and fitted else {},
+                validation=validation,
+            )
+            self._run_with_callbacks(trainer, X, y, weights)
+        self._publish(trainer, optimizer, incremental and fitted)
+        return self
+
+    def _options(self, n_samples: int, device: Any, incremental: bool) -> Options:
+        if isinstance(self.batch_size, str):
+            batch_size = self._default_batch_size(n_samples, device)
+        else:
+            batch_size = min(self.batch_size, n_samples)
+        return Options(
+            max_iter=1 if incremental else self.max_iter,
+            batch_size=batch_size,
+            shuffle=self.shuffle,
+            tol=None if incremental else self.tol,
+            n_iter_no_change=self.n_iter_no_change,
+            early_stopping=self.early_stopping,
+            average=int(getattr(self, "average", 0)),
+            verbose=self.verbose,
+        )
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Put back what a fit learns before it trains, should it fail: nothing half-written."""
+        names = ("classes_", "n_outputs_", "n_features_in_", "feature_names_in_")
+        before = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        try:
+            yield
+        except BaseException:
+            for name in names:
+                if name in before:
+                    setattr(self, name, before[name])
+                elif name in vars(self):
+                    delattr(self, name)
+            raise
+
+    def _check_combination(
+        self, optimizer: Optimizer, incremental: bool, X_val: Any, y_val: Any
+    ) -> None:
+        name = type(optimizer).__name__
+        if incremental and optimizer.is_full_batch:
+            raise ValueError(
+                f"partial_fit needs an optimizer that works on batches; optimizer={optimizer!r} "
+                "needs all samples at once. Use fit, or another optimizer, as Adam() or FTRL()."
+            )
+        if incremental and self.early_stopping:
+            raise ValueError(
+                "partial_fit does not hold out samples: set early_stopping=False, or use fit."
+            )
+        if optimizer.is_full_batch and getattr(self, "average", False):
+            raise ValueError(f"average needs an optimizer that works on batches, not {name}.")
+        if optimizer.is_full_batch and getattr(self, "dropout", 0):
+            raise ValueError(
+                f"dropout makes the loss random, which {name} cannot minimise: set dropout=0, or "
+                "use a stochastic optimizer, as Adam()."
+            )
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val go together: give both, or neither.")
+
+    def _learned(self, y: np.ndarray, classes: Any, going_on: bool) -> dict[str, Any]:
+        """Return the attributes learned from y; a fit that goes on must find the same ones."""
+        if not going_on:
+            return self._learn_targets(y, classes)
+        if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(
+                f"classes={classes!r} differ from those of the first call, {self.classes_!r}."
+            )
+        return {}
+
+    def _split(
+        self,
+        device: Any,
+        X: Any,
+        y: np.ndarray,
+        targets: Targets,
+        weights: Any,
+        held_out: tuple,
+        random_state: np.random.RandomState,
+        incremental: bool,
+    ) -> tuple[Dataset, Validation | None]:
+        """Return the training and validation sets; rows held out of X stay where they are."""
+        train = held = None
+        if self.early_stopping and held_out[0] is None:
+            train, held = hold_out(
+                len(y), self.validation_fraction, targets.labels, random_state
+            )
+        matrix = device.Matrix(X)
+        native_targets = self._native_targets(device, targets, X.dtype)
+        if incremental:
+            # A stream's mean weight is not known: weights of partial_fit are taken as they are.
+            scaled = None if weights is None else np.ascontiguousarray(weights, dtype=X.dtype)
+        else:
+            scaled = _scale_weights(weights, train, X.dtype)
+        data = Dataset(matrix, native_targets, _move(device, scaled), _move(device, train))
+        if held is not None:
+            score = self._score_function(y[held], None if weights is None else weights[held])
+            scaled = _scale_weights(weights, held, X.dtype)
+            rows = _move(device, held)
+            return data, Validation(
+                Dataset(matrix, native_targets, _move(device, scaled), rows), score
+            )
+        if held_out[0] is None:
+            return data, None
+        return data, self._given_validation(device, X.dtype, *held_out)
+
+    def _given_validation(
+        self, device: Any, dtype: Any, X_val: Any, y_val: Any, sample_weight_val: Any
+    ) -> Validation:
+        X_val, y_val = validate_data(
+            self,
+            X_val,
+            y_val,
+            accept_sparse="csr",
+            dtype=dtype,
+            order="C",
+            multi_output=True,
+            reset=False,
+        )
+        y_val = self._check_y(y_val)
+        targets = self._encode(y_val)
+        weights = check_weights(sample_weight_val, X_val, None, None, None)
+        data = Dataset(
+            device.Matrix(X_val),
+            self._native_targets(device, targets, dtype),
+            _move(device, normalise_weights(weights, dtype)),
+        )
+        return Validation(data, self._score_function(y_val, weights))
+
+    def _native_targets(self, device: Any, targets: Targets, dtype: Any) -> Any:
+        return device.make_targets(
+            labels=targets.labels,
+            values=targets.values,
+            n_outputs=targets.n_outputs,
+            dtype=dtype,
+        )
+
+    def _start(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        going_on: bool,
+        random_state: np.random.RandomState,
+        initial: dict[str, Any] | None,
+        batch_size: int,
+    ) -> OptimizerState:
+        """Set the first parameters and return the state to start from, a copy of the last one."""
+        if going_on:
+            self._load(network)
+        else:
+            self._initialise(network, random_state)
+        if initial:
+            self._set_initial(network, initial)
+        seed = float(random_state.randint(np.iinfo(np.int32).max))
+        old = self.optimizer_state_ if going_on else OptimizerState(carries={"seed": seed})
+        # What a full-batch optimizer remembers belongs to the data it saw.
+        keep = not initial and not optimizer.is_full_batch and old.step > 0
+        if keep and all(name in old.slots for name in optimizer.slot_names):
+            optimizer._validate(network.dtype)
+            return deepcopy(old)
+        state = optimizer.init(
+            network.parameters, batch_size=batch_size, n_penalised=network.n_coefficients
+        )
+        state.carries.update({k: v for k, v in old.carries.items() if k in ("seed", "epoch")})
+        return state
+
+    def _set_initial(self, network: Network, initial: dict[str, Any]) -> None:
+        """Set the parameters that the caller gave to start from."""
+        raise NotImplementedError
+
+    def _run_with_callbacks(self, trainer: Trainer, X: Any, y: Any, weights: Any) -> None:
+        """Run the training, telling scikit-learn's callbacks of its beginning, epochs and end."""
+        context = self._init_callback_context(max_subtasks=trainer.options.max_iter)
+        metadata = None if weights is None else {"sample_weight": weights}
+        shared = {"estimator": self, "X": X, "y": y, "metadata": metadata}
+        context.call_on_fit_task_begin(**shared)
+
+        def attributes() -> dict[str, Any]:
+            return self._attributes(trainer.network, trainer.weights)
+
+        def on_epoch(_: Trainer) -> bool:
+            epoch = context.subcontext(task_name="epoch")
+            epoch.call_on_fit_task_begin(**shared)
+            return epoch.call_on_fit_task_end(**shared, reconstruction_attributes=attributes)
+
+        if getattr(self, "_skl_callbacks", None):
+            trainer.on_epoch = on_epoch
+        trainer.run()
+        context.call_on_fit_task_end(**shared, reconstruction_attributes=attributes)
+
+    def _publish(self, trainer: Trainer, optimizer: Optimizer, adding: bool) -> None:
+        """Set the fitted attributes."""
+        history, state = trainer.history, trainer.state
+        for name, value in self._attributes(trainer.network, trainer.weights).items():
+            setattr(self, name, value)
+        if trainer.options.average:
+            # The published weights are averages; training goes on from these.
+            state.slots["parameters"] = trainer.network.parameters
+        self.optimizer_, self.optimizer_state_ = optimizer, state
+        self.history_ = history
+        self.n_iter_ = trainer.n_iter + (self.n_iter_ if adding else 0)
+        seen = trainer.n_iter * trainer.data.n_samples
+        self.t_ = float(seen + (self.t_ if adding else 0))
+        self.loss_ = history["loss"][-1]
+        self.loss_curve_ = list(history["loss"])
+        if self.early_stopping:
+            self.best_loss_ = None
+            self.validation_scores_ = list(history["validation_score"])
+            self.best_validation_score_ = max(history["validation_score"])
+        else:
+            self.best_loss_ = min(history["loss"])
+            self.validation_scores_ = history.get("validation_score")
+            self.best_validation_score_ = None
+
+    # Prediction.
+
+    def _check_X(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return validate_data(
+            self,
+            X,
+            accept_sparse="csr",
+            accept_large_sparse=True,
+            dtype=self._dtype,
+            order="C",
+            reset=False,
+        )
+
+    @abstractmethod
+    def _raw_scores(self, X: Any) -> np.ndarray:
+        """Return the raw scores, shape (n_samples, n_outputs)."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+class ClassifierTargets:
+    """Targets of the classifiers: labels, or indicator matrices where `_multilabel` allows."""
+
+    _multilabel = False
+
+    def _check_y(self, y: Any) -> np.ndarray:
+        return check_labels(y, multilabel=self._multilabel)
+
+    def _learn_targets(self, y: np.ndarray, classes: Any) -> dict[str, Any]:
+        if y.ndim == 2:
+            return {"classes_": np.arange(y.shape[1])}
+        found = np.unique(y if classes is None else classes)
+        if len(found) < 2:
+            raise ValueError(
+                f"y has a single class, {found[0]!r}: the number of classes has to be greater than "
+                "one."
+            )
+        return {"classes_": found}
+
+    def _encode(self, y: np.ndarray) -> Targets:
+        n_classes = len(self.classes_)  # type: ignore[attr-defined]
+        if y.ndim == 2:
+            if y.shape[1] != n_classes:
+                raise ValueError(f"y has {y.shape[1]} labels, the model was fitted with {n_classes}.")
+            return Targets(n_classes, values=2.0 * (y != 0) - 1.0)
+        labels = encode_labels(y, self.classes_)  # type: ignore[attr-defined]
+        return Targets(1 if n_classes == 2 else n_classes, labels=labels)
+
+    def _score_function(self, y: np.ndarray, weights: Any) -> Any:
+        return lambda scores: accuracy_score(
+            y, self._labels_of(to_host(scores), y.ndim == 2), sample_weight=weights
+        )
+
+    def _labels_of(self, scores: np.ndarray, multilabel: bool) -> np.ndarray:
+        """Return the predicted labels (or the indicator matrix) of raw scores."""
+        if multilabel:
+            return (scores > 0).astype(int)
+        classes = self.classes_  # type: ignore[attr-defined]
+        if scores.shape[1] == 1:
+            return classes[(scores[:, 0] > 0).astype(int)]
+        return classes[scores.argmax(axis=1)]
+
+
+class RegressorTargets:
+    """Targets of the regressors."""
+
+    _multi_output = False
+
+    def _check_y(self, y: Any) -> np.ndarray:
+        y = np.asarray(y)
+        if not self._multi_output or (y.ndim == 2 and y.shape[1] == 1):
+            y = column_or_1d(y, warn=True)
+        if y.dtype.kind not in "fiub":
+            y = y.astype(np.float64)
+        loss = self._resolve_loss()  # type: ignore[attr-defined]
+        if loss.name == "poisson" and (y < 0).any():
+            raise ValueError("loss='poisson' needs targets y of at least 0.")
+        return y
+
+    def _learn_targets(self, y: np.ndarray, classes: Any) -> dict[str, Any]:
+        return {"n_outputs_": 1 if y.ndim == 1 else y.shape[1]}
+
+    def _encode(self, y: np.ndarray) -> Targets:
+        n_outputs = self.n_outputs_  # type: ignore[attr-defined]
+        values = y.reshape(len(y), -1)
+        if values.shape[1] != n_outputs:
+            raise ValueError(
+                f"y has {values.shape[1]} outputs, the model was fitted with {n_outputs}."
+            )
+        return Targets(n_outputs, values=values)
+
+    def _score_function(self, y: np.ndarray, weights: Any) -> Any:
+        loss = self._resolve_loss()  # type: ignore[attr-defined]
+        return lambda scores: r2_score(
+            y.reshape(len(y), -1), loss.predict(to_host(scores)), sample_weight=weights
+        )
+
+
+def require_classes(estimator: Any, classes: Any) -> None:
+    """Raise ValueError if the first partial_fit does not name the classes."""
+    if classes is None and not hasattr(estimator, "classes_"):
+        raise ValueError("classes must be passed on the first call to partial_fit.")
+
+
+def _scale_weights(weights: Any, rows: Any, dtype: Any) -> np.ndarray | None:
+    """Scale weights to a mean of one over `rows`."""
+    if weights is None:
+        return None
+    taken = weights if rows is None else weights[rows]
+    scale = normalise_weights(taken, np.float64)
+    if rows is None or scale is None:
+        return None if scale is None else scale.astype(dtype)
+    scaled = np.zeros(len(weights), dtype=dtype)
+    scaled[rows] = scale
+    return scaled
+
+
+def _move(device: Any, array: Any) -> Any:
+    return None if array is None else device.asarray(array)

@@ -1,0 +1,412 @@
+"""The training loop: batches, steps, epochs, validation, early stopping, history.
+
+Stochastic and full-batch optimizers run in the same loop; for the latter an epoch is one outer
+iteration.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from skoptim._network import Batch, Dataset, Network, Views
+from skoptim.optimizers import Optimizer, OptimizerState
+from skoptim.optimizers._base import COMMON, bind_updater
+from skoptim.penalties import PenaltyTerms
+
+# The scalars prepared at once, in numbers: 32 MB.
+_BLOCK_NUMBERS = 2**22
+# Up to this many multiplications a step, one native call per epoch beats calls to BLAS.
+_SMALL_DENSE_STEP = 2**18
+
+
+@dataclass
+class Options:
+    """How to train; the estimators' parameters of the same names."""
+
+    max_iter: int
+    batch_size: int
+    shuffle: bool
+    tol: float | None
+    n_iter_no_change: int | float
+    early_stopping: bool
+    average: int
+    verbose: int
+
+
+@dataclass
+class Validation:
+    """Held-out samples and how to score raw scores on them (higher is better)."""
+
+    data: Dataset
+    score: Callable[[Any], float]
+
+
+class Trainer:
+    """Trains a network; the state of the optimizer is changed in place.
+
+    Parameters
+    ----------
+    network : Network
+        Its parameters are the starting point, and the result.
+    optimizer : Optimizer
+    state : OptimizerState
+        Besides the optimizer's own: carries "seed" and "epoch", and the averaged model.
+    terms : PenaltyTerms
+        The penalty, `alpha` included.
+    data : Dataset
+        What to train on.
+    options : Options
+    validation : Validation or None
+    on_epoch : callable or None
+        Called with the trainer after each epoch; a true answer stops the training.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        state: OptimizerState,
+        terms: PenaltyTerms,
+        data: Dataset,
+        options: Options,
+        *,
+        history: dict[str, list[float]],
+        validation: Validation | None = None,
+        on_epoch: Callable[[Trainer], bool] | None = None,
+    ):
+        self.network, self.optimizer, self.state = network, optimizer, state
+        self.terms, self.data, self.options = network.locate(terms), data, options
+        self.validation, self.on_epoch = validation, on_epoch
+        self.history = history
+        self.device = network.device
+        self.n_iter = 0
+        self.best_score, self.best_loss = -np.inf, np.inf
+        self._best_weights: Any = None
+        self._epochs_without_improvement = 0
+        self._buffers: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Train until convergence, early stopping, a callback's word, or `max_iter` epochs.
+
+        Raises
+        ------
+        ValueError
+            If the loss or a parameter is no longer finite.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If `max_iter` was reached without meeting `tol`.
+        """
+        finished = False
+        with np.errstate(all="ignore"):  # A divergence is found, and told, by _check_finite.
+            try:
+                for _ in range(self.options.max_iter):
+                    if finished := self._epoch():
+                        break
+            except KeyboardInterrupt:
+                warnings.warn("Training interrupted by user.", stacklevel=3)
+                finished = True
+        if self.options.early_stopping and self._best_weights is not None:
+            self._restore_best()
+        if not finished and self.options.tol is not None:
+            warnings.warn(
+                f"{type(self.optimizer).__name__} reached max_iter={self.options.max_iter} epochs "
+                f"before tol={self.options.tol} was met; raise max_iter or tol, or change the "
+                "learning rate.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    @property
+    def weights(self) -> Any:
+        """The flat parameters of the model as it stands: averaged ones once averaging began."""
+        count = self.state.carries.get("averaged_steps", 0.0)
+        if count:
+            return (self.state.slots["average_sum"] / count).astype(self.network.dtype)
+        return self.network.parameters
+
+    # One epoch.
+
+    def _epoch(self) -> bool:
+        """Run one epoch; return whether training is over."""
+        start = time.perf_counter()
+        if self.optimizer.is_full_batch:
+            loss, converged = self._full_batch_epoch()
+        else:
+            loss, converged = self._stochastic_epoch(), False
+        self.n_iter += 1
+        self.state.carries["epoch"] = self.state.carries.get("epoch", 0.0) + 1
+        self._check_finite(loss)
+        self._record(loss, time.perf_counter() - start)
+        no_improvement = self._follow_progress(loss)
+        stop = self.on_epoch is not None and self.on_epoch(self)
+        return converged or no_improvement or stop
+
+    def _full_batch_epoch(self) -> tuple[float, bool]:
+        def value_and_grad(w: Any, out: Any) -> float:
+            return self.network.full_gradient(self.data, w, out)
+
+        iteration = self.optimizer.iterate(  # type: ignore[attr-defined]
+            self.network.parameters, value_and_grad, self.state, self.terms
+        )
+        tol = self.options.tol
+        converged = not iteration.progressed or (tol is not None and iteration.optimality <= tol)
+        return iteration.value, converged
+
+    def _stochastic_epoch(self) -> float:
+        order = self._order()
+        batch_size = self.options.batch_size
+        n_steps = -(-self.data.n_samples // batch_size)
+        block = max(1, _BLOCK_NUMBERS // (len(COMMON) + 8))
+        total = 0.0
+        for first_step in range(0, n_steps, block):
+            stop = min(n_steps, first_step + block)
+            part = slice(first_step * batch_size, stop * batch_size)
+            total += self._block(order, part, stop - first_step)
+        return total / self.data.n_samples + self.terms.value(self.network.parameters)
+
+    def _order(self) -> Any:
+        """Return the order of the rows in this epoch; None as they come."""
+        rows = self.data.rows
+        if not self.options.shuffle:
+            return rows
+        key = [int(self.state.carries["seed"]), int(self.state.carries.get("epoch", 0))]
+        generator = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
+        order = self.device.asarray(generator.permutation(self.data.n_samples))
+        return order if rows is None else rows[order]
+
+    def _block(self, order: Any, part: slice, n_steps: int) -> float:
+        """Take the steps of one block of prepared scalars; return the sum of the losses."""
+        average, weights = self._averaging(n_steps)
+        rows = self.optimizer.prepare(
+            self.state, n_steps, self.terms, batch_size=self.options.batch_size, average=weights
+        )
+        sparse = self.data.X.is_sparse and self.optimizer.rule is not None
+        updater = bind_updater(
+            self.optimizer,
+            self.device,
+            self.network.parameters,
+            {name: self.state.slots[name] for name in self.optimizer.slot_names},
+            average,
+            rows,
+            terms=self.terms,
+            first_step=self.state.step,
+            n_penalised=self.network.n_coefficients,
+            n_columns=self.network.layer_sizes[0],
+            width=self.network.layer_sizes[1],
+            sparse=sparse,
+        )
+        if self._fits_one_call(sparse):
+            loss = self._linear_block(updater, order, part)
+        else:
+            take_step = self._sparse_step if sparse else self._dense_step
+            loss = 0.0
+            for step in range(n_steps):
+                loss += take_step(updater, self._batch(order, part, step), step)
+            if sparse:
+                updater.flush()
+            loss = self.device.read_scalar(loss)
+        self.state.step += n_steps
+        return loss
+
+    def _averaging(self, n_steps: int) -> tuple[Any, Any]:
+        """Return the sum of the averaged weights, and the weight of each step in it."""
+        if not self.options.average:
+            return None, 0.0
+        seen = (self.state.step + 1 + np.arange(n_steps)) * self.options.batch_size
+        weights = (seen >= self.options.average).astype(np.float64)
+        parameters = self.network.parameters
+        self.state.slots.setdefault("average_sum", self.device.xp.zeros_like(parameters))
+        carries = self.state.carries
+        carries["averaged_steps"] = carries.get("averaged_steps", 0.0) + float(weights.sum())
+        return self.state.slots["average_sum"], weights
+
+    # One step.
+
+    def _batch(self, order: Any, part: slice, step: int) -> Batch:
+        size = self.options.batch_size
+        first = part.start + step * size
+        n = min(size, self.data.n_samples - first)
+        rows = None if order is None else order[first : first + n]
+        return Batch(n, rows, first)
+
+    def _fits_one_call(self, sparse: bool) -> bool:
+        network = self.network
+        if network.n_layers > 1 or self.optimizer.rule is None or self.device.name != "cpu":
+            return False
+        work = self.options.batch_size * network.first_layer_size
+        return sparse or work <= _SMALL_DENSE_STEP
+
+    def _linear_block(self, updater: Any, order: Any, part: slice) -> float:
+        rows = np.arange(self.data.n_samples) if order is None else order
+        clip_norm = self.optimizer.clip_norm
+        return updater.linear_epoch(
+            self.data.X.native,
+            self.data.targets,
+            self.data.weights,
+            rows[part],
+            self.options.batch_size,
+            self.network.loss.name,
+            self.network.loss.parameter,
+            self.network.fit_intercept,
+            np.inf if clip_norm is None else clip_norm,
+        )
+
+    def _dense_step(self, updater: Any, batch: Batch, step: int) -> float:
+        network = self.network
+        flat = self._buffer("gradient", lambda: network.device.xp.zeros_like(network.parameters))
+        if self.data.X.is_sparse:
+            flat[: network.first_layer_size].fill(0)
+        views = self._buffer("views", lambda: network.views(network.parameters))
+        gradient = self._buffer("gradient_views", lambda: network.views(flat))
+        loss = network.loss_and_gradient(
+            self.data, batch, views, gradient, 1 / batch.n, dropout_key=self._dropout_key(step)
+        )
+        self._clip(flat)
+        updater.apply(flat, step)
+        return loss
+
+    def _sparse_step(self, updater: Any, batch: Batch, step: int) -> float:
+        """Read and update only the first-layer rows of the columns that the batch touches."""
+        network, device, X = self.network, self.device, self.data.X
+        n_columns, width = network.layer_sizes[:2]
+        most = min(n_columns, X.longest_row * self.options.batch_size)
+        position = self._buffer("position", lambda: device.xp.full(n_columns, -1, dtype=np.int32))
+        columns = self._buffer("columns", lambda: device.empty(most, np.int64))
+        touched_gradient = self._buffer("touched", lambda: device.empty((most, width), network.dtype))
+        rest = self._buffer(
+            "rest",
+            lambda: device.empty(
+                len(network.parameters) - network.first_layer_size, network.dtype
+            ),
+        )
+        views = self._buffer("views", lambda: network.views(network.parameters))
+        n_touched = device.touched_columns(
+            X, batch.rows, batch.first, batch.n, position, columns
+        )
+        touched, g = columns[:n_touched], touched_gradient[:n_touched]
+        updater.pay(touched, step)
+        g.fill(0)
+        gradient = Views([g, *self._rest_views(rest).coefs], self._rest_views(rest).intercepts)
+        loss = network.loss_and_gradient(
+            self.data,
+            batch,
+            views,
+            gradient,
+            1 / batch.n,
+            position=position,
+            dropout_key=self._dropout_key(step),
+        )
+        self._clip(g.reshape(-1), rest)
+        updater.apply_columns(touched, g, step)
+        updater.apply_rest(rest, step)
+        position[touched] = -1
+        return loss
+
+    def _rest_views(self, rest: Any) -> Views:
+        """Return the layers above the first, and all intercepts, of a buffer without the first."""
+
+        def make() -> Views:
+            coefs, start = [], 0
+            for fan_in, fan_out in self.network.shapes[1:]:
+                coefs.append(rest[start : start + fan_in * fan_out].reshape(fan_in, fan_out))
+                start += fan_in * fan_out
+            intercepts = []
+            for size in self.network.layer_sizes[1:]:
+                intercepts.append(rest[start : start + size])
+                start += size
+            return Views(coefs, intercepts)
+
+        return self._buffer("rest_views", make)
+
+    def _buffer(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return a buffer that is made on first use and kept for the whole training."""
+        if name not in self._buffers:
+            self._buffers[name] = make()
+        return self._buffers[name]
+
+    def _dropout_key(self, step: int) -> tuple[int, int] | None:
+        if not self.network.dropout:
+            return None
+        return int(self.state.carries["seed"]), self.state.step + step
+
+    def _clip(self, *gradients: Any) -> None:
+        if self.optimizer.clip_norm is None:
+            return
+        norm = sum(self.device.squared_norm(g) for g in gradients) ** 0.5
+        if norm > self.optimizer.clip_norm:
+            for g in gradients:
+                g *= self.optimizer.clip_norm / norm
+
+    # After the epoch.
+
+    def _check_finite(self, loss: float) -> None:
+        finite = np.isfinite(loss) and bool(
+            self.device.xp.isfinite(self.network.parameters).all()
+        )
+        if not finite:
+            raise ValueError(
+                f"Training diverged in epoch {self.n_iter}: the loss is {loss} with "
+                f"optimizer={self.optimizer!r}. Lower its learning rate, or scale the features "
+                "(StandardScaler) and, in regression, the target."
+            )
+
+    def _record(self, loss: float, seconds: float) -> None:
+        epoch = {"loss": loss, "seconds": seconds}
+        if not self.optimizer.is_full_batch:
+            last = np.array([max(self.state.step, 1)])
+            scale = self.state.carries.get("learning_rate_scale", 1.0)
+            epoch["learning_rate"] = float(self.optimizer.learning_rates(last)[0]) * scale
+        if self.validation is not None:
+            scores = self.network.scores(self.validation.data, self.network.views(self.weights))
+            epoch["validation_loss"] = self.network.mean_loss(self.validation.data, scores)
+            epoch["validation_score"] = float(self.validation.score(scores))
+        for name, value in epoch.items():
+            self.history.setdefault(name, []).append(value)
+        if self.options.verbose:
+            text = ", ".join(f"{name} = {value:.6g}" for name, value in epoch.items())
+            print(f"Epoch {self.n_iter}: {text}")
+
+    def _follow_progress(self, loss: float) -> bool:
+        """Remember the best epoch; return whether progress has ended."""
+        options = self.options
+        if options.early_stopping:
+            score, tol = self.history["validation_score"][-1], options.tol or 0.0
+            improved = score >= self.best_score + tol and score > self.best_score
+            if score > self.best_score:
+                self.best_score = score
+                self._best_weights = self.weights.copy()
+        else:
+            improved = options.tol is None or loss <= self.best_loss - options.tol
+        self.best_loss = min(self.best_loss, loss)
+        if self.optimizer.is_full_batch and not options.early_stopping:
+            return False
+        self._epochs_without_improvement = 0 if improved else self._epochs_without_improvement + 1
+        if self._divide_rate():
+            # A lower rate starts afresh, or one freak low loss would end the training.
+            self._epochs_without_improvement, self.best_loss = 0, loss
+        return self._epochs_without_improvement >= options.n_iter_no_change
+
+    def _divide_rate(self) -> bool:
+        """Let an adaptive schedule look at the losses; return whether it lowered the rate."""
+        schedule = self.optimizer._learning_rate if not self.optimizer.is_full_batch else None
+        if not hasattr(schedule, "update_scale"):
+            return False
+        old = self.state.carries.get("learning_rate_scale", 1.0)
+        new = schedule.update_scale(old, self.history["loss"], self.options.tol)
+        self.state.carries["learning_rate_scale"] = new
+        return new < old
+
+    def _restore_best(self) -> None:
+        self.network.parameters[...] = self._best_weights
+        # The best weights may be averaged ones; averaging starts anew from them.
+        if self.state.carries.pop("averaged_steps", None) is not None:
+            self.state.slots.pop("average_sum")
