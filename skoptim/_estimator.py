@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import update_wrapper
 from numbers import Integral, Real
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,14 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "device": [StrOptions({"cpu", "cuda"}), None],
     }
+
+    n_iter_: int
+    t_: float
+    history_: dict[str, list[float]]
+    optimizer_state_: OptimizerState
+    best_loss_: float | None
+    best_validation_score_: float | None
+    validation_scores_: list[float] | None
 
     # What subclasses provide.
 
@@ -199,7 +209,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             tol=None if incremental else self.tol,
             n_iter_no_change=self.n_iter_no_change,
             early_stopping=self.early_stopping,
-            average=int(getattr(self, "average", 0)),
+            average=int(getattr(self, "average", False)),
             verbose=self.verbose,
         )
 
@@ -222,18 +232,13 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         self, optimizer: Optimizer, incremental: bool, X_val: Any, y_val: Any
     ) -> None:
         name = type(optimizer).__name__
-        if incremental and optimizer.is_full_batch:
-            raise ValueError(
-                f"partial_fit needs an optimizer that works on batches; optimizer={optimizer!r} "
-                "needs all samples at once. Use fit, or another optimizer, as Adam() or FTRL()."
-            )
         if incremental and self.early_stopping:
             raise ValueError(
                 "partial_fit does not hold out samples: set early_stopping=False, or use fit."
             )
         if optimizer.is_full_batch and getattr(self, "average", False):
             raise ValueError(f"average needs an optimizer that works on batches, not {name}.")
-        if optimizer.is_full_batch and getattr(self, "dropout", 0):
+        if optimizer.is_full_batch and getattr(self, "dropout", False):
             raise ValueError(
                 f"dropout makes the loss random, which {name} cannot minimise: set dropout=0, or "
                 "use a stochastic optimizer, as Adam()."
@@ -265,9 +270,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         """Return the training and validation sets; rows held out of X stay where they are."""
         train = held = None
         if self.early_stopping and held_out[0] is None:
-            train, held = hold_out(
-                len(y), self.validation_fraction, targets.labels, random_state
-            )
+            train, held = hold_out(len(y), self.validation_fraction, targets.labels, random_state)
         matrix = device.Matrix(X)
         native_targets = self._native_targets(device, targets, X.dtype)
         if incremental:
@@ -433,8 +436,7 @@ class ClassifierTargets:
         found = np.unique(y if classes is None else classes)
         if len(found) < 2:
             raise ValueError(
-                f"y has a single class, {found[0]!r}: the number of classes has to be greater than "
-                "one."
+                f"The number of classes in y has to be greater than one; got 1 class, {found[0]!r}."
             )
         return {"classes_": found}
 
@@ -442,7 +444,9 @@ class ClassifierTargets:
         n_classes = len(self.classes_)  # type: ignore[attr-defined]
         if y.ndim == 2:
             if y.shape[1] != n_classes:
-                raise ValueError(f"y has {y.shape[1]} labels, the model was fitted with {n_classes}.")
+                raise ValueError(
+                    f"y has {y.shape[1]} labels, the model was fitted with {n_classes}."
+                )
             return Targets(n_classes, values=2.0 * (y != 0) - 1.0)
         labels = encode_labels(y, self.classes_)  # type: ignore[attr-defined]
         return Targets(1 if n_classes == 2 else n_classes, labels=labels)
@@ -494,6 +498,40 @@ class RegressorTargets:
         loss = self._resolve_loss()  # type: ignore[attr-defined]
         return lambda scores: r2_score(
             y.reshape(len(y), -1), loss.predict(to_host(scores)), sample_weight=weights
+        )
+
+
+class available_when:
+    """Method that exists only when `check` does not raise AttributeError.
+
+    Like scikit-learn's `available_if`, but the reason is the message of the error itself.
+    """
+
+    def __init__(self, check: Callable[[Any], None]):
+        self.check = check
+
+    def __call__(self, method: Callable) -> Any:
+        self.method = method
+        update_wrapper(self, method)
+        return self
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self.method
+        self.check(instance)
+        return MethodType(self.method, instance)
+
+
+def works_on_batches(estimator: Any) -> None:
+    """Raise AttributeError if the optimizer needs all samples at once."""
+    try:
+        optimizer = get_optimizer(estimator.optimizer)
+    except ValueError:
+        return  # Reported when the method is called.
+    if optimizer.is_full_batch:
+        raise AttributeError(
+            f"partial_fit needs an optimizer that works on batches; optimizer={optimizer!r} needs "
+            "all samples at once. Use fit, or another optimizer, as Adam() or FTRL()."
         )
 
 

@@ -69,6 +69,7 @@ class Network:
         Whether intercepts get a gradient; else they stay where they are.
     dropout : float, default=0.0
         Share of the hidden units silenced in each training step.
+
     Attributes
     ----------
     parameters : array of shape (n_parameters,)

@@ -22,6 +22,8 @@ from skoptim.penalties import PenaltyTerms
 
 # The scalars prepared at once, in numbers: 32 MB.
 _BLOCK_NUMBERS = 2**22
+# A loss that has grown by this factor since the first epoch is on its way to infinity.
+_EXPLOSION = 1e6
 # Up to this many multiplications a step, one native call per epoch beats calls to BLAS.
 _SMALL_DENSE_STEP = 2**18
 
@@ -120,7 +122,7 @@ class Trainer:
             warnings.warn(
                 f"{type(self.optimizer).__name__} reached max_iter={self.options.max_iter} epochs "
                 f"before tol={self.options.tol} was met; raise max_iter or tol, or change the "
-                "learning rate.",
+                "optimizer's settings.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -154,7 +156,7 @@ class Trainer:
         def value_and_grad(w: Any, out: Any) -> float:
             return self.network.full_gradient(self.data, w, out)
 
-        iteration = self.optimizer.iterate(  # type: ignore[attr-defined]
+        iteration = self.optimizer.iterate(
             self.network.parameters, value_and_grad, self.state, self.terms
         )
         tol = self.options.tol
@@ -281,17 +283,15 @@ class Trainer:
         most = min(n_columns, X.longest_row * self.options.batch_size)
         position = self._buffer("position", lambda: device.xp.full(n_columns, -1, dtype=np.int32))
         columns = self._buffer("columns", lambda: device.empty(most, np.int64))
-        touched_gradient = self._buffer("touched", lambda: device.empty((most, width), network.dtype))
+        touched_gradient = self._buffer(
+            "touched", lambda: device.empty((most, width), network.dtype)
+        )
         rest = self._buffer(
             "rest",
-            lambda: device.empty(
-                len(network.parameters) - network.first_layer_size, network.dtype
-            ),
+            lambda: device.empty(len(network.parameters) - network.first_layer_size, network.dtype),
         )
         views = self._buffer("views", lambda: network.views(network.parameters))
-        n_touched = device.touched_columns(
-            X, batch.rows, batch.first, batch.n, position, columns
-        )
+        n_touched = device.touched_columns(X, batch.rows, batch.first, batch.n, position, columns)
         touched, g = columns[:n_touched], touched_gradient[:n_touched]
         updater.pay(touched, step)
         g.fill(0)
@@ -349,10 +349,9 @@ class Trainer:
     # After the epoch.
 
     def _check_finite(self, loss: float) -> None:
-        finite = np.isfinite(loss) and bool(
-            self.device.xp.isfinite(self.network.parameters).all()
-        )
-        if not finite:
+        finite = np.isfinite(loss) and bool(self.device.xp.isfinite(self.network.parameters).all())
+        first = self.history["loss"][0] if self.history else loss
+        if not finite or loss > _EXPLOSION * max(first, 1.0):
             raise ValueError(
                 f"Training diverged in epoch {self.n_iter}: the loss is {loss} with "
                 f"optimizer={self.optimizer!r}. Lower its learning rate, or scale the features "
@@ -397,9 +396,11 @@ class Trainer:
 
     def _divide_rate(self) -> bool:
         """Let an adaptive schedule look at the losses; return whether it lowered the rate."""
-        schedule = self.optimizer._learning_rate if not self.optimizer.is_full_batch else None
-        if not hasattr(schedule, "update_scale"):
+        if self.optimizer.is_full_batch or not hasattr(
+            self.optimizer._learning_rate, "update_scale"
+        ):
             return False
+        schedule = self.optimizer._learning_rate
         old = self.state.carries.get("learning_rate_scale", 1.0)
         new = schedule.update_scale(old, self.history["loss"], self.options.tol)
         self.state.carries["learning_rate_scale"] = new

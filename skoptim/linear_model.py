@@ -10,7 +10,6 @@ import scipy.sparse as sp
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from skoptim._devices import to_host
@@ -18,7 +17,9 @@ from skoptim._estimator import (
     BaseTrainedEstimator,
     ClassifierTargets,
     RegressorTargets,
+    available_when,
     require_classes,
+    works_on_batches,
 )
 from skoptim._network import Network
 from skoptim.losses import LogLoss, Loss, resolve_loss
@@ -28,6 +29,9 @@ __all__ = ["SGDClassifier", "SGDRegressor"]
 
 class _Linear(BaseTrainedEstimator):
     """What the linear estimators share: one layer, published as `coef_` and `intercept_`."""
+
+    coef_: Any
+    intercept_: Any
 
     _parameter_constraints = {
         **BaseTrainedEstimator._parameter_constraints,
@@ -74,9 +78,7 @@ class _Linear(BaseTrainedEstimator):
                 continue
             value = np.asarray(initial[name], dtype=network.dtype)
             if value.size != target.size or value.shape[-1:] not in ((), target.shape[-1:]):
-                raise ValueError(
-                    f"{name}_init has shape {value.shape}; expected {target.shape}."
-                )
+                raise ValueError(f"{name}_init has shape {value.shape}; expected {target.shape}.")
             target[...] = network.device.asarray(value.reshape(target.shape))
 
     def _attributes(self, network: Network, flat: Any) -> dict[str, Any]:
@@ -115,13 +117,12 @@ class _Linear(BaseTrainedEstimator):
         return self
 
 
-def _has_probabilities(estimator: Any) -> bool:
-    loss = estimator._resolve_loss().name
-    if loss in ("log_loss", "modified_huber", "multinomial"):
-        return True
-    raise AttributeError(
-        f"predict_proba needs loss='log_loss', 'multinomial' or 'modified_huber', not {loss!r}."
-    )
+def _has_probabilities(estimator: Any) -> None:
+    loss = getattr(estimator.loss, "name", estimator.loss)
+    if loss not in ("log_loss", "modified_huber", "multinomial"):
+        raise AttributeError(
+            f"predict_proba needs loss='log_loss', 'multinomial' or 'modified_huber', not {loss!r}."
+        )
 
 
 class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
@@ -351,6 +352,7 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
             initial=_initial(coef_init, intercept_init),
         )
 
+    @available_when(works_on_batches)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
@@ -422,7 +424,7 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
         """
         return self._labels_of(self._raw_scores(X), multilabel=False)
 
-    @available_if(_has_probabilities)
+    @available_when(_has_probabilities)
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of the classes; for probabilistic losses only.
 
@@ -450,7 +452,7 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
         probabilities = np.where(nobody, 1 / scores.shape[1], probabilities)
         return (probabilities / np.where(nobody, 1, total)).astype(scores.dtype, copy=False)
 
-    @available_if(_has_probabilities)
+    @available_when(_has_probabilities)
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithms of the probabilities of the classes.
 
@@ -634,6 +636,7 @@ class SGDRegressor(RegressorTargets, RegressorMixin, _Linear):
             initial=_initial(coef_init, intercept_init),
         )
 
+    @available_when(works_on_batches)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SGDRegressor:
         """Make one pass over `X`, going on from the last call.
@@ -690,4 +693,3 @@ def _initial(coef: Any, intercept: Any) -> dict[str, Any] | None:
     if coef is None and intercept is None:
         return None
     return {"coef": coef, "intercept": intercept}
-

@@ -15,7 +15,9 @@ from skoptim._estimator import (
     ClassifierTargets,
     RegressorTargets,
     Targets,
+    available_when,
     require_classes,
+    works_on_batches,
 )
 from skoptim._network import Dataset, Network, Views
 from skoptim.activations import get_activation
@@ -69,7 +71,8 @@ class _MLP(BaseTrainedEstimator):
         if found != network.shapes:
             raise ValueError(
                 f"hidden_layer_sizes={self.hidden_layer_sizes!r} wants layers of shapes "
-                f"{network.shapes}, the fitted ones have {found}: set warm_start=False to start anew."
+                f"{network.shapes}, the fitted ones have {found}: set warm_start=False to start "
+                "anew."
             )
         for target, value in zip(
             (*views.coefs, *views.intercepts), (*self.coefs_, *self.intercepts_), strict=True
@@ -304,6 +307,7 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
             X, y, sample_weight, X_val=X_val, y_val=y_val, sample_weight_val=sample_weight_val
         )
 
+    @available_when(works_on_batches)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
@@ -539,6 +543,7 @@ class MLPRegressor(RegressorTargets, RegressorMixin, _MLP):
             X, y, sample_weight, X_val=X_val, y_val=y_val, sample_weight_val=sample_weight_val
         )
 
+    @available_when(works_on_batches)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
         """Make one pass over `X`, going on from the last call.

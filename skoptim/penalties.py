@@ -45,9 +45,7 @@ class PenaltyTerms:
 
     def scaled(self, alpha: float) -> PenaltyTerms:
         """Return the terms with their strengths multiplied by `alpha`."""
-        return replace(
-            self, l1=alpha * self.l1, l2=alpha * self.l2, group_l1=alpha * self.group_l1
-        )
+        return replace(self, l1=alpha * self.l1, l2=alpha * self.l2, group_l1=alpha * self.group_l1)
 
     def value(self, w: Any) -> float:
         """Return R at `w`, the constraints left out."""
@@ -74,7 +72,9 @@ class PenaltyTerms:
         """Replace `w` by the prox of ``step * R`` at `w`; `step` is a number or one per entry."""
         device = device_of(w)
         penalised = w[: self.n_penalised]
-        steps = device.xp.broadcast_to(device.xp.asarray(step, dtype=w.dtype), np.shape(step) or (1,))
+        steps = device.xp.broadcast_to(
+            device.xp.asarray(step, dtype=w.dtype), np.shape(step) or (1,)
+        )
         steps = device.xp.ascontiguousarray(steps[: len(penalised)])
         if self.l1 or self.l2 or self.is_constrained:
             device.prox(penalised, steps, self.l1, self.l2, self.lower, self.upper)

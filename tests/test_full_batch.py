@@ -3,7 +3,6 @@
 import copy
 import math
 import pickle
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +12,6 @@ from scipy.optimize import minimize as scipy_minimize
 from scipy.special import expit
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, make_classification
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, MultiTaskLasso
 from sklearn.preprocessing import StandardScaler
 
@@ -178,18 +176,18 @@ def test_lbfgs_reaches_scipys_minimum_of_rosenbrock(n):
 
 
 def test_lbfgs_reaches_scipys_minimum_of_an_ill_conditioned_quadratic():
-    value_and_grad, solution = quadratic(100, 1e6)
-    ours = LBFGS().minimize(value_and_grad, np.zeros(100), tol=1e-9, max_iter=20_000)
+    value_and_grad, solution = quadratic(60, 1e6)
+    ours = LBFGS().minimize(value_and_grad, np.zeros(60), tol=1e-9, max_iter=20_000)
     theirs = scipy_minimize(
         value_and_grad,
-        np.zeros(100),
+        np.zeros(60),
         jac=True,
         method="L-BFGS-B",
         options={"ftol": 0, "gtol": 1e-9, "maxiter": 20_000, "maxfun": 20_000},
     )
     assert ours.success
     assert ours.fun <= theirs.fun
-    # A gradient of 1e-9 over the smallest curvature, 1e-6, times the square root of 100.
+    # A gradient of 1e-9 over the smallest curvature, 1e-6, times the square root of 60.
     np.testing.assert_allclose(ours.x, solution, atol=1e-2)
     assert np.abs(ours.x - solution).max() <= np.abs(theirs.x - solution).max()
 
@@ -264,6 +262,20 @@ def test_lbfgs_skips_a_pair_without_curvature():
     assert state.slots["steps"] == []
 
 
+def test_lbfgs_starts_a_new_history_where_the_old_one_misleads():
+    optimizer, w = LBFGS(max_line_search=1), np.zeros(4)
+    state, curvatures = optimizer.init(w), np.array([1.0, 2.0, 5.0, 9.0])
+    n_pairs = []
+    for scale, target in ((1.0, 1.0), (1e4, 50.0)):
+        # With the second loss the first pairs give steps that are too long by four digits.
+        loss = written_out(least_squares(np.diag(scale**0.5 * curvatures), target * curvatures))
+        optimizer.refresh(state)
+        for _ in range(5):
+            assert optimizer.iterate(w, loss, state, PenaltyTerms()).progressed
+            n_pairs.append(len(state.slots["steps"]))
+    assert n_pairs == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
+
+
 # Sparse solutions.
 
 
@@ -282,18 +294,15 @@ def test_l1_reaches_liblinears_objective_and_support(optimizer, data, l1):
     ours = optimizer.minimize(
         loss, np.zeros(X.shape[1]), penalty=L1(), alpha=l1, tol=1e-9, max_iter=50_000
     )
-    with warnings.catch_warnings():
-        # liblinear goes on to its iteration limit: 1e-12 is below what it can certify.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        liblinear = LogisticRegression(
-            C=1 / (l1 * len(y)),
-            l1_ratio=1.0,
-            solver="liblinear",
-            fit_intercept=False,
-            tol=1e-12,
-            max_iter=20_000,
-            random_state=0,
-        ).fit(X, y)
+    liblinear = LogisticRegression(
+        C=1 / (l1 * len(y)),
+        l1_ratio=1.0,
+        solver="liblinear",
+        fit_intercept=False,
+        tol=1e-9,
+        max_iter=1000,
+        random_state=0,
+    ).fit(X, y)
     theirs = liblinear.coef_[0]
     objective = loss(theirs)[0] + l1 * np.abs(theirs).sum()
     assert ours.success
@@ -403,9 +412,9 @@ def test_a_poor_learning_rate_costs_few_evaluations(learning_rate):
 
 
 def test_fista_needs_fewer_evaluations_than_ista():
-    value_and_grad, _ = quadratic(100, 1e4)
+    value_and_grad, _ = quadratic(60, 1e4)
     fista, ista = (
-        optimizer.minimize(value_and_grad, np.zeros(100), tol=1e-6, max_iter=50_000)
+        optimizer.minimize(value_and_grad, np.zeros(60), tol=1e-6, max_iter=50_000)
         for optimizer in (FISTA, ISTA)
     )
     assert fista.success
@@ -414,8 +423,8 @@ def test_fista_needs_fewer_evaluations_than_ista():
 
 
 def test_momentum_follows_the_weights_of_fista():
-    value_and_grad, _ = quadratic(100, 1e4)
-    w = np.zeros(100)
+    value_and_grad, _ = quadratic(60, 1e4)
+    w = np.zeros(60)
     state, loss = FISTA.init(w), written_out(value_and_grad)
     t, weights, expected = 1.0, [], []
     for _ in range(5):
@@ -425,6 +434,14 @@ def test_momentum_follows_the_weights_of_fista():
         expected.append((t - 1) / t_next)
         t = t_next
     np.testing.assert_allclose(weights, expected, rtol=1e-15)
+
+
+def test_the_step_size_rests_while_nothing_moves():
+    w, state = np.zeros(3), FISTA.init(np.zeros(3))
+    for _ in range(100):
+        FISTA.iterate(w, written_out(least_squares(np.eye(3), np.ones(3))), state, L1().terms())
+    assert state.carries["step_size"] == FISTA.learning_rate
+    np.testing.assert_array_equal(w, 0.0)
 
 
 def test_momentum_is_dropped_when_it_points_uphill():

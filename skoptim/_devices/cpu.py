@@ -105,19 +105,19 @@ def make_updater(
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """out = a @ b; transposed views go to BLAS as they are."""
+    """Out = a @ b; transposed views go to BLAS as they are."""
     np.matmul(a, b, out=out)
 
 
 def csr_matmul(X: Matrix, rows: Any, first: int, w: np.ndarray, out: np.ndarray) -> None:
-    """out = X[rows] @ w, or X[first:first + len(out)] @ w when `rows` is None."""
+    """Out = X[rows] @ w, or X[first:first + len(out)] @ w when `rows` is None."""
     core.csr_matmul(X.native, rows, first, w, out)
 
 
 def csr_gradient(
     X: Matrix, rows: Any, first: int, position: Any, delta: np.ndarray, g: np.ndarray
 ) -> None:
-    """g += X[rows].T @ delta, restricted to the columns placed by `position` unless it is None."""
+    """G += X[rows].T @ delta, restricted to the columns placed by `position` unless it is None."""
     core.csr_gradient(X.native, rows, first, position, delta, g)
 
 

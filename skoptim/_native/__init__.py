@@ -1,4 +1,4 @@
-"""The compiled core: update rules, losses and sparse kernels, and the sources of the CUDA drivers."""
+"""The compiled core (rules, losses, sparse kernels), and the sources of the CUDA drivers."""
 
 try:
     from skoptim._native import _core as core

@@ -318,14 +318,15 @@ class Optimizer(BaseEstimator):
         if terms.group_l1 and not uniform:
             raise ValueError(
                 f"penalty=GroupL1() needs one step size for all coefficients, and "
-                f"{type(self).__name__} has one for each; use optimizer=SGD() or ProximalGradient()."
+                f"{type(self).__name__} has one for each; use optimizer=SGD() or "
+                "ProximalGradient()."
             )
 
     # Hooks of the families.
 
     @property
     def _learning_rate(self) -> Any:
-        return self.learning_rate  # type: ignore[attr-defined]
+        return self.learning_rate
 
     def _validate(self, dtype: Any) -> None:
         """Raise ValueError naming the first hyper-parameter that is out of range."""
@@ -496,4 +497,3 @@ def _checked_gradients(leaves: list[Any], gradients: list[Any]) -> list[Any]:
 
 def _is_sparse(array: Any) -> bool:
     return sp.issparse(array) or (is_cuda_array(array) and hasattr(array, "tocoo"))
-

@@ -27,7 +27,13 @@ class _MomentOptimizer(Optimizer):
     }
 
     def _moments(self) -> dict[str, Any]:
-        return {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon, "one_minus_beta_1": 1.0 - self.beta_1, "one_minus_beta_2": 1.0 - self.beta_2}
+        return {
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+            "one_minus_beta_1": 1.0 - self.beta_1,
+            "one_minus_beta_2": 1.0 - self.beta_2,
+        }
 
 
 class Adam(_MomentOptimizer):

@@ -45,12 +45,11 @@ class FTRL(Optimizer):
 
     Notes
     -----
-    With a schedule for `alpha`, :math:`\sigma_t` is the change of
-    :math:`(\beta + r(n_t)) / \alpha_t`, which keeps the weights where they are when only the rate
-    changes. The first :math:`z` is chosen so that the weights it implies are those given, so warm starts and
+    The first :math:`z` is chosen so that the weights it implies are those given: warm starts and
     the random initialisation of a net survive the first step. The penalty of an estimator
     (`alpha` times L1 or L2, against the mean loss) joins in closed form, growing with t:
-    :math:`\lambda_1 + t \alpha_{est}`.
+    :math:`\lambda_1 + t \alpha_{est}`. With a schedule for `alpha`, :math:`\sigma_t` is the change
+    of :math:`(\beta + r(n_t)) / \alpha_t`, so a mere change of rate moves no weight.
 
     torch has no FTRL. Keras: `l2` here is twice Keras's `l2_regularization_strength`, its
     accumulator starts at 0.1, :math:`\beta` at 0.

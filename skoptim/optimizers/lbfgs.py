@@ -193,6 +193,12 @@ class _Trial(NamedTuple):
     value: float
     gradient: Any
 
+    def slope(self, gradient: Any, direction: Any) -> float:
+        """Return the slope along a direction; NaN where the objective is not finite."""
+        if not math.isfinite(self.value):
+            return math.nan
+        return float(device_of(self.w).xp.dot(gradient, direction))
+
 
 class _Objective:
     """The loss with the penalty: its value, its smooth part's gradient, and its orthants."""
@@ -246,8 +252,8 @@ def _search_line(
     def phi(step: float) -> tuple[float, float]:
         trials.clear()
         moved, gradient = w + step * direction, xp.empty_like(w)
-        trials[step] = _Trial(moved, objective(moved, gradient), gradient)
-        return trials[step].value, float(xp.dot(gradient, direction))
+        trial = trials[step] = _Trial(moved, objective(moved, gradient), gradient)
+        return trial.value, trial.slope(gradient, direction)
 
     noise = rounding_level(value, w)
     step = strong_wolfe(phi, value, slope, first_step, noise=noise, max_evaluations=max_evaluations)
@@ -278,7 +284,7 @@ def _search_orthant(
         change = moved - w
         origin = Point(0.0, value, float(xp.dot(gradient, change)))
         # Within its orthant the objective is smooth, with this gradient.
-        slope = float(xp.dot(smooth_gradient + objective.l1 * orthant, change))
+        slope = trial.slope(smooth_gradient + objective.l1 * orthant, change)
         if origin.slope < 0.0 and decreases_enough(origin, Point(1.0, trial.value, slope), noise):
             return trial
         step *= 0.5 if math.isfinite(trial.value) else 0.1

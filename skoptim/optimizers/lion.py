@@ -78,4 +78,9 @@ class Lion(Optimizer):
 
     def scalars(self, steps: np.ndarray) -> dict[str, Any]:
         """Return the two decays."""
-        return {"beta_1": self.beta_1, "beta_2": self.beta_2, "one_minus_beta_1": 1.0 - self.beta_1, "one_minus_beta_2": 1.0 - self.beta_2}
+        return {
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "one_minus_beta_1": 1.0 - self.beta_1,
+            "one_minus_beta_2": 1.0 - self.beta_2,
+        }

@@ -208,10 +208,11 @@ class ProximalGradient(FullBatchOptimizer):
             moved = start.w - step_size * start.gradient
             terms.prox(moved, step_size)
             reached = _evaluate(moved, value_and_grad)
-            curvature = step_size * _curvature(start, reached)
+            curvature = _relative_curvature(start, reached, step_size)
             if curvature <= 1.0:
                 wanted = 0.5 / curvature if curvature > 0.0 else math.inf
-                carries.update(step_size=step_size, growth=min(max(wanted, GROWTH[0]), GROWTH[1]))
+                least = GROWTH[0] if curvature < 1.0 else 1.0
+                carries.update(step_size=step_size, growth=min(max(wanted, least), GROWTH[1]))
                 return reached
             wanted = 0.9 / curvature if curvature < math.inf else 0.0
             step_size *= min(max(wanted, SHRINKAGE[0]), SHRINKAGE[1])
@@ -244,11 +245,12 @@ def _evaluate(w: Any, value_and_grad: ValueAndGrad) -> _Point:
     return _Point(w, float(value_and_grad(w, gradient)), gradient)
 
 
-def _curvature(start: _Point, reached: _Point) -> float:
-    """Return the curvature of the loss along a step; infinite where the loss is not finite.
+def _relative_curvature(start: _Point, reached: _Point, step_size: float) -> float:
+    """Return the loss's curvature along a step over what the step size allows for.
 
-    It is ``2 (f(w) - f(v) - f'(v)(w - v)) / |w - v|^2``. Where that difference is lost in
-    rounding, the gradients give it instead; for a quadratic the two are equal.
+    The curvature is ``2 (f(w) - f(v) - f'(v)(w - v)) / |w - v|^2``, and ``1 / step_size`` is
+    allowed. Where that difference is lost in rounding, the gradients give it instead; for a
+    quadratic the two are equal. Infinite where the loss is, 1 for no movement.
     """
     if not math.isfinite(reached.value):
         return math.inf
@@ -256,11 +258,11 @@ def _curvature(start: _Point, reached: _Point) -> float:
     change = reached.w - start.w
     squared_length = float(xp.dot(change, change))
     if squared_length == 0.0:
-        return 0.0
+        return 1.0
     excess = reached.value - start.value - float(xp.dot(start.gradient, change))
     if abs(excess) <= rounding_level(start.value, start.w):
         excess = 0.5 * float(xp.dot(reached.gradient - start.gradient, change))
-    return 2.0 * excess / squared_length
+    return 2.0 * step_size * excess / squared_length
 
 
 def _mapping_norm(w: Any, gradient: Any, step_size: float, terms: PenaltyTerms) -> float:

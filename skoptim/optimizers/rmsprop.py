@@ -97,4 +97,9 @@ class RMSprop(Optimizer):
 
     def scalars(self, steps: np.ndarray) -> dict[str, Any]:
         """Return the constants of the rule."""
-        return {"rho": self.rho, "epsilon": self.epsilon, "momentum": self.momentum, "one_minus_rho": 1.0 - self.rho}
+        return {
+            "rho": self.rho,
+            "epsilon": self.epsilon,
+            "momentum": self.momentum,
+            "one_minus_rho": 1.0 - self.rho,
+        }
