@@ -163,7 +163,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 dtype=self._dtype if going_on else DTYPES,
                 order="C",
                 multi_output=True,
-                reset=not (incremental and fitted),
+                reset=not going_on,
             )
             y = self._check_y(y)
             for name, value in self._learned(y, classes, going_on).items():
@@ -190,7 +190,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 terms,
                 data,
                 options,
-                history=deepcopy(self.history_) if incremental and fitted else {},
+                history=self.history_ if incremental and fitted else {},
                 validation=validation,
             )
             self._run_with_callbacks(trainer, X, y, weights)
@@ -388,13 +388,14 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         seen = trainer.n_iter * trainer.data.n_samples
         self.t_ = float(seen + (self.t_ if adding else 0))
         self.loss_ = history["loss"][-1]
-        self.loss_curve_ = list(history["loss"])
+        self.loss_curve_ = history["loss"]
         if self.early_stopping:
             self.best_loss_ = None
-            self.validation_scores_ = list(history["validation_score"])
+            self.validation_scores_ = history["validation_score"]
             self.best_validation_score_ = max(history["validation_score"])
         else:
-            self.best_loss_ = min(history["loss"])
+            known = [self.best_loss_] if adding and self.best_loss_ is not None else []
+            self.best_loss_ = min(*known, *history["loss"][-trainer.n_iter :], np.inf)
             self.validation_scores_ = history.get("validation_score")
             self.best_validation_score_ = None
 
