@@ -261,15 +261,17 @@ class Network:
                     data.X, batch.rows, batch.first, position, delta, gradient.coefs[0]
                 )
             else:
-                device.matmul(self._layer_input(i, inputs, n).T, delta, gradient.coefs[i])
+                below = self._layer_input(i, inputs, n, dropout_key)
+                device.matmul(below.T, delta, gradient.coefs[i])
             if i > 0:
                 delta = self._back(i, delta, views, n, dropout_key)
         return loss
 
-    def _layer_input(self, i: int, inputs: Any, n: int) -> Any:
+    def _layer_input(self, i: int, inputs: Any, n: int, dropout_key: Any) -> Any:
         if i == 0:
             return inputs
-        return (self._dropped if self._dropped else self._outputs)[i - 1][:n]
+        dropped = dropout_key is not None and self.dropout
+        return (self._dropped if dropped else self._outputs)[i - 1][:n]
 
     def _back(self, i: int, delta: Any, views: Views, n: int, dropout_key: Any) -> Any:
         """Take the derivatives from the inputs of layer i to the scores of the layer below."""

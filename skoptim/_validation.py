@@ -60,7 +60,9 @@ def check_weights(
     """
     weights = None
     if sample_weight is not None:
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        weights = _check_sample_weight(
+            sample_weight, X, dtype=np.float64, allow_all_zero_weights=True
+        )
         if (weights < 0).any():
             raise ValueError("sample_weight must not be negative.")
     if class_weight is not None and labels is not None and classes is not None:

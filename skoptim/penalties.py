@@ -43,6 +43,11 @@ class PenaltyTerms:
         """Whether the coefficients are confined to an interval."""
         return self.lower > -np.inf or self.upper < np.inf
 
+    @property
+    def has_prox(self) -> bool:
+        """Whether the prox does anything."""
+        return bool(self.l1 or self.l2 or self.group_l1) or self.is_constrained
+
     def scaled(self, alpha: float) -> PenaltyTerms:
         """Return the terms with their strengths multiplied by `alpha`."""
         return replace(self, l1=alpha * self.l1, l2=alpha * self.l2, group_l1=alpha * self.group_l1)

@@ -229,8 +229,9 @@ def step(name, w, g, slots, t, params, *, l1=0.0, l2=0.0, lower=-np.inf, upper=n
     if name == "FTRL":
         params["l1"] = params.get("l1", 0.0) + l1
         params["l2"] = params.get("l2", 0.0) + l2
+        coupled_l2 = 0.0
     else:
-        l2 = l2 + params.pop("l2", 0.0)
+        coupled_l2 = params.pop("l2", 0.0)
 
     # Clipping acts on the gradient of the loss alone, by norm first, then entry by entry.
     if clip_norm is not None:
@@ -238,19 +239,19 @@ def step(name, w, g, slots, t, params, *, l1=0.0, l2=0.0, lower=-np.inf, upper=n
         g = g * (clip_norm / norm) if norm > clip_norm else g
     if clip_value is not None:
         g = np.clip(g, -clip_value, clip_value)
-    if name not in ("FTRL", "ProximalGradient"):
-        g = g + l2 * w
+    g = g + coupled_l2 * w
     w = w * (1 - rate * weight_decay)
 
     w, slots, h = RULES[name](w, g, slots, t, learning_rate=rate, **params)
 
-    if name != "FTRL" and l1 > 0:
-        # A step of Lion has length learning_rate whatever |c| is: the threshold is bounded by two
-        # of them, which still overcomes a step the other way.
-        threshold = np.minimum(l1 * h, 2 * rate) if name == "Lion" else l1 * h
-        w = soft_threshold(w, threshold)
-    if name == "ProximalGradient":
-        w = w / (1 + rate * l2)
+    if name != "FTRL" and (l1 > 0 or l2 > 0):
+        if name == "Lion":
+            # A step of Lion has length learning_rate whatever |c| is: the penalty's pull is bounded
+            # by two of them, which still overcomes a step the other way.
+            with np.errstate(divide="ignore"):
+                h = np.minimum(h, 2 * rate / (l1 + l2 * np.abs(w)))
+        w = soft_threshold(w, l1 * h) if l1 > 0 else w
+        w = w / (1 + l2 * h) if l2 > 0 else w
     return np.clip(w, lower, upper), slots
 
 

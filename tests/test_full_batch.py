@@ -591,7 +591,7 @@ def test_which_optimizers_are_full_batch():
     assert LBFGS().is_full_batch
     assert ProximalGradient(full_batch=True).is_full_batch
     assert not ProximalGradient().is_full_batch
-    assert ProximalGradient().rule == "proximal_gradient"
+    assert ProximalGradient().rule == "sgd"
 
 
 # minimize() and bad input.

@@ -71,8 +71,8 @@ class LinearTrainer {
       dense_scores(e_.x, rows, n, e_.parameters.w, width_, scratch.scores);
     }
     const T* intercept = e_.parameters.w + n_coefficients_;
-    if (e_.fit_intercept)
-      for (int64_t i = 0; i < n; ++i) add_scaled(scratch.scores + i * width_, intercept, T(1), width_);
+    for (int64_t i = 0; i < n; ++i)
+      add_scaled(scratch.scores + i * width_, intercept, T(1), width_);
     const double loss = e_.loss->batch(scratch.scores, n, width_, e_.targets, rows, 0, e_.weights,
                                        e_.loss_parameter, T(1) / T(n), scratch.derivatives);
     column_sums(scratch.derivatives, n, width_, scratch.bias_gradient);

@@ -237,7 +237,7 @@ class Updater {
     block_.rows = rows.data();
     block_.n_steps = rows.shape(0);
     block_.width = rows.shape(1);
-    require(block_.n_steps > 0 && block_.width >= n_common_ + rule_.info.n_scalars,
+    require(block_.n_steps > 0 && block_.width >= rule_.info.row_width,
             "rows: one row of scalars for each step, as long as the rule wants");
     require(block_.n_steps < std::numeric_limits<int32_t>::max(), "rows: too many steps in a block");
     if (sparse) start_ledger();
@@ -308,7 +308,6 @@ class Updater {
   }
 
  private:
-  static constexpr int n_common_ = 9;
   const T* row(int64_t step) const {
     require(step >= 0 && step < block_.n_steps, "step: outside the block of prepared scalars");
     return block_.rows + step * block_.width;
@@ -331,12 +330,15 @@ class Updater {
     decay_.resize(block_.n_steps + 1);
     threshold_.resize(block_.n_steps + 1);
     averaged_.resize(block_.n_steps + 1);
+    highest_rate_.resize(block_.n_steps + 1);
     block_.averaging = parameters_.average != nullptr;
-    block_.closed_idle = rule_.prefix_sums(block_.rows, block_.n_steps, block_.width, block_.averaging,
-                                           decay_.data(), threshold_.data(), averaged_.data());
+    block_.closed_idle = rule_.running_sums(block_.rows, block_.n_steps, block_.width, block_.averaging,
+                                           decay_.data(), threshold_.data(), averaged_.data(),
+                                            highest_rate_.data());
     block_.decay = decay_.data();
     block_.threshold = threshold_.data();
     block_.averaged = averaged_.data();
+    block_.highest_rate = highest_rate_.data();
   }
 
   const RuleKernels<T>& rule_;
@@ -349,7 +351,7 @@ class Updater {
   Parameters<T> parameters_{};
   Block<T> block_{};
   std::vector<int32_t> paid_;
-  std::vector<double> decay_, threshold_, averaged_;
+  std::vector<double> decay_, threshold_, averaged_, highest_rate_;
 };
 
 template <class T>

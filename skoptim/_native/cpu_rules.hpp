@@ -115,8 +115,8 @@ struct RuleDriver {
 
   static void pay_columns(const Parameters<T>& p, const int64_t* columns, int64_t n, int64_t width,
                           const Block<T>& b, int32_t* paid, int64_t to) {
-    const Steps<T> steps{b.rows,     b.width,       b.decay,    b.threshold,
-                         b.averaged, b.closed_idle, b.averaging};
+    const Steps<T> steps{b.rows,     b.width,        b.decay,       b.threshold,
+                         b.averaged, b.highest_rate, b.closed_idle, b.averaging};
     const bool grouped = b.n_steps > 0 && load_common(b.rows).group_l1 > T(0);
     for (int64_t j = 0; j < n; ++j) {
       const int64_t column = columns ? columns[j] : j;
@@ -141,9 +141,9 @@ struct RuleDriver {
 #define SKOPTIM_RULE_ENTRY(NAME, ...)                                                            \
   RuleKernels<T>{                                                                                \
       RuleInfo{NAME, #__VA_ARGS__, __VA_ARGS__::n_slots, __VA_ARGS__::n_scalars,                 \
-               __VA_ARGS__::uniform, __VA_ARGS__::slots, __VA_ARGS__::scalars},                  \
+               n_common + __VA_ARGS__::n_scalars, __VA_ARGS__::uniform, __VA_ARGS__::slots, __VA_ARGS__::scalars},                  \
       RuleDriver<__VA_ARGS__, T>::apply, RuleDriver<__VA_ARGS__, T>::apply_columns,              \
-      RuleDriver<__VA_ARGS__, T>::pay_columns, prefix_sums<__VA_ARGS__, T>},
+      RuleDriver<__VA_ARGS__, T>::pay_columns, running_sums<__VA_ARGS__, T>},
 
 template <class T>
 struct RuleList {

@@ -18,7 +18,7 @@ template <class T>
 struct Block {
   const T* rows;
   int64_t n_steps, width;
-  const double *decay, *threshold, *averaged;
+  const double *decay, *threshold, *averaged, *highest_rate;
   bool closed_idle, averaging;
 };
 
@@ -42,6 +42,7 @@ struct RuleInfo {
   const char* name;
   const char* cpp_type;
   int n_slots, n_scalars;
+  int row_width;  // of the prepared scalars
   bool uniform;
   const char* const* slots;
   const char* const* scalars;
@@ -60,8 +61,8 @@ struct RuleKernels {
   // Pays columns[i] (all columns when null) the idle steps paid[column]..to.
   void (*pay_columns)(const Parameters<T>&, const int64_t* columns, int64_t n, int64_t width,
                       const Block<T>&, int32_t* paid, int64_t to);
-  bool (*prefix_sums)(const T* rows, int64_t n_steps, int64_t width, bool averaging, double* decay,
-                      double* threshold, double* averaged);
+  bool (*running_sums)(const T* rows, int64_t n_steps, int64_t width, bool averaging, double* decay,
+                      double* threshold, double* averaged, double* highest_rate);
 };
 
 template <class T>

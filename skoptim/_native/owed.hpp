@@ -6,90 +6,159 @@
 
 SKOPTIM_BEGIN
 
-// The prepared scalars of a block of steps, with prefix sums over them.
+// The prepared scalars of a block of steps, with running sums over them.
 template <class T>
 struct Steps {
   const T* rows;            // (n_steps, width): Common, then the rule's own
   int64_t width;
-  const double* decay;      // (n_steps + 1): product of the factors by which idle steps shrink w
-  const double* threshold;  // (n_steps + 1): sum of their soft thresholds over `decay`
-  const double* averaged;   // (n_steps + 1): sum of the averaging weights
-  bool closed_idle;         // `decay` and `threshold` describe the idle steps of this rule exactly
+  // (n_steps + 1) each; what they hold depends on the rule, see `Idle`.
+  const double* decay;
+  const double* threshold;
+  const double* averaged;      // sum of the averaging weights
+  const double* highest_rate;  // largest learning rate from a step to the end of the block
+  bool closed_idle;         // the idle steps of this rule have a closed form in this block
   bool averaging;
 };
 
-// Rules whose idle steps have a closed form: |w| <- factor |w| - gain * threshold, down to zero.
+// What a rule does in steps without a gradient, beyond replaying them one by one.
 template <class Rule>
 struct Idle {
   static constexpr bool closed = false;
 };
-template <>
-struct Idle<SGD> {
-  static constexpr bool closed = true, closed_with_l2 = true;
+
+// One step size h for all coefficients: |w| <- factor |w| - amount, down to zero, where
+// factor = (shrink - rate * coupled_l2) / (1 + h l2) and amount = h l1 / (1 + h l2).
+// `decay` is the product of the factors, `threshold` the sum of amount / decay.
+template <class Rule>
+struct UniformIdle {
+  static constexpr bool closed = true;
+
   template <class T>
-  SKOPTIM_HD static double gain(const T*, const T*) { return 1.0; }
+  SKOPTIM_HD static bool sums(const Common<T>& c, const T* k, double* decay, double* threshold) {
+    T w = T(0), s[Rule::n_slots + 1] = {};
+    const double h = double(Rule::step(w, T(0), s, c, k)), ridge = 1.0 + h * c.l2;
+    const double factor = (double(c.shrink) - double(c.learning_rate) * c.coupled_l2) / ridge;
+    decay[1] = decay[0] * factor;
+    threshold[1] = threshold[0] + h * c.l1 / ridge / decay[1];
+    // Below 1e-200 the quotients of `decay` would lose digits; replaying is exact.
+    return factor > 0 && factor <= 1 && decay[1] > 1e-200 &&
+           (Rule::n_slots == 0 || c.coupled_l2 == T(0));
+  }
+
+  // Whether what is left of a momentum can no longer move w.
+  template <class T>
+  SKOPTIM_HD static bool still(T w, const T* s, double highest_rate, const T* k) {
+    if constexpr (Rule::n_slots == 0) return true;
+    const double reach = highest_rate * absolute(double(s[0])) / (1.0 - double(k[0]));
+    return reach <= (sizeof(T) == 4 ? 1e-10 : 1e-18) * absolute(double(w));
+  }
+
+  template <class T>
+  SKOPTIM_HD static bool pay(T& w, const T*, const Steps<T>& steps, int64_t from, int64_t to) {
+    const double rest = absolute(double(w)) / steps.decay[from] -
+                        (steps.threshold[to] - steps.threshold[from]);
+    w = rest > 0 ? T(sign(double(w)) * rest * steps.decay[to]) : (rest <= 0 ? T(0) : w);
+    return true;
+  }
 };
 template <>
-struct Idle<ProximalGradient> : Idle<SGD> {};
+struct Idle<SGD> : UniformIdle<SGD> {};
+template <>
+struct Idle<SGDMomentum> : UniformIdle<SGDMomentum> {};
+
+// A step size h_t = rate_t / d with a denominator d that stands still: with x = l2 / d and
+// E = sum of log(1 + x rate_t), |w| + l1/l2 is multiplied by exp(-E); without l2, |w| falls by
+// l1 / d times the sum of the rates. `decay` is the sum of the rates, `threshold` of their squares.
 template <>
 struct Idle<Adagrad> {
-  static constexpr bool closed = true, closed_with_l2 = false;
+  static constexpr bool closed = true;
+
   template <class T>
-  SKOPTIM_HD static double gain(const T* s, const T* k) { return 1.0 / (math::sqrt(s[0]) + k[0]); }
+  SKOPTIM_HD static bool sums(const Common<T>& c, const T*, double* decay, double* threshold) {
+    const double rate = c.learning_rate;
+    decay[1] = decay[0] + rate;
+    threshold[1] = threshold[0] + rate * rate;
+    return c.shrink == T(1) && c.coupled_l2 == T(0);
+  }
+
+  template <class T>
+  SKOPTIM_HD static bool still(T, const T*, double, const T*) { return true; }
+
+  // False when the rates vary too much for the expansion of E around their mean.
+  template <class T>
+  SKOPTIM_HD static bool pay(T& w, const T* s, const Steps<T>& steps, int64_t from, int64_t to) {
+    const T* row = steps.rows + from * steps.width;
+    const Common<T> c = load_common(row);
+    const double denominator = double(math::sqrt(s[0])) + row[n_common];
+    const double n = double(to - from), total = steps.decay[to] - steps.decay[from];
+    const double magnitude = absolute(double(w));
+    double rest = magnitude - c.l1 / denominator * total;
+    if (c.l2 > T(0)) {
+      const double x = c.l2 / denominator, mean = total / n;
+      const double variance =
+          larger((steps.threshold[to] - steps.threshold[from]) / n - mean * mean, 0.0);
+      // The next term of the expansion is below 1e-10 of E.
+      if (!(x * x * variance < 1e-10)) return false;
+      const double ridge = 1.0 + x * mean;
+      const double exponent = n * (math::log1p(x * mean) - 0.5 * x * x * variance / (ridge * ridge));
+      rest = magnitude + (magnitude + double(c.l1) / c.l2) * math::expm1(-exponent);
+    }
+    w = rest > 0 ? T(sign(double(w)) * rest) : (rest <= 0 ? T(0) : w);
+    return true;
+  }
 };
 
-// Fills the prefix sums; returns whether the closed form holds for these steps.
+// Fills the running sums; returns whether the closed form holds for these steps.
 template <class Rule, class T>
-bool prefix_sums(const T* rows, int64_t n_steps, int64_t width, bool averaging, double* decay,
-                 double* threshold, double* averaged) {
-  bool closed = (Idle<Rule>::closed || Rule::penalty == Penalised::closed) && !averaging;
+SKOPTIM_HD bool running_sums(const T* rows, int64_t n_steps, int64_t width, bool averaging,
+                             double* decay, double* threshold, double* averaged,
+                             double* highest_rate) {
+  bool closed = (Idle<Rule>::closed || Rule::contains_penalty) && !averaging;
   decay[0] = 1.0;
   threshold[0] = averaged[0] = 0.0;
   for (int64_t t = 0; t < n_steps; ++t) {
     const Common<T> c = load_common(rows + t * width);
+    const T* k = rows + t * width + n_common;
     averaged[t + 1] = averaged[t] + c.average;
-    const double ridge = double(c.learning_rate) * c.l2;
-    const double shrinkage = Rule::penalty == Penalised::proximal ? 1.0 / (1.0 + ridge) : 1.0;
-    const double factor =
-        Rule::penalty == Penalised::proximal ? c.shrink * shrinkage : c.shrink - ridge;
-    decay[t + 1] = decay[t] * factor;
-    threshold[t + 1] = threshold[t] + double(c.learning_rate) * c.l1 * shrinkage / decay[t + 1];
+    decay[t + 1] = decay[t];
+    threshold[t + 1] = threshold[t];
     if constexpr (Idle<Rule>::closed)
-      closed = closed && factor > 0 && factor <= 1 && c.group_l1 == 0 && c.lower <= 0 &&
-               c.upper >= 0 && (c.l2 == 0 || Idle<Rule>::closed_with_l2);
-    if constexpr (Rule::penalty == Penalised::closed)
-      closed = closed && rows[t * width + n_common + Rule::inverse_rate_change] == T(0);
+      closed = Idle<Rule>::sums(c, k, decay + t, threshold + t) && c.group_l1 == T(0) &&
+               c.lower <= T(0) && c.upper >= T(0) && closed;
+    if constexpr (Rule::contains_penalty) closed = closed && k[Rule::inverse_rate_change] == T(0);
   }
-  // Past this the quotients of `decay` lose digits; replaying is exact.
-  return closed && (Rule::penalty == Penalised::closed || decay[n_steps] > 1e-200);
+  highest_rate[n_steps] = 0.0;
+  for (int64_t t = n_steps - 1; t >= 0; --t)
+    highest_rate[t] = larger(highest_rate[t + 1], double(load_common(rows + t * width).learning_rate));
+  return closed;
 }
 
 // Pays the zero-gradient steps from..to of one parameter.
 template <class Rule, class T>
 SKOPTIM_HD void pay(T& w, T* s, T* average, const Steps<T>& steps, int64_t from, int64_t to) {
-  if (from >= to) return;
-  if constexpr (Idle<Rule>::closed)
-    if (steps.closed_idle) {
-      if (w == T(0)) return;
-      const double gain = Idle<Rule>::gain(s, steps.rows + n_common);
-      const double rest = absolute(double(w)) / steps.decay[from] -
-                          gain * (steps.threshold[to] - steps.threshold[from]);
-      w = rest > 0 ? T(sign(double(w)) * rest * steps.decay[to]) : (rest <= 0 ? T(0) : w);
-      return;
-    }
   // At a constant rate FTRL's weight is a function of its state and the last step's scalars alone.
-  if constexpr (Rule::penalty == Penalised::closed)
-    if (steps.closed_idle) from = to - 1;
+  if constexpr (Rule::contains_penalty)
+    if (steps.closed_idle && from < to) from = to - 1;
   for (int64_t t = from; t < to; ++t) {
     const T* row = steps.rows + t * steps.width;
     const Common<T> c = load_common(row);
     const T* k = row + n_common;
+    if constexpr (Idle<Rule>::closed)
+      // A first weight outside the box is brought in by one replayed step.
+      if (steps.closed_idle && w == clamp(w, c.lower, c.upper) &&
+          Idle<Rule>::still(w, s, steps.highest_rate[t], k) && Idle<Rule>::pay(w, s, steps, t, to)) {
+        Rule::coast(s, k, T(to - t));
+        return;
+      }
     const T before = w;
     update<Rule>(w, T(0), s, c, k);
     if (steps.averaging) *average += c.average * w;
-    const bool at_rest = w == before && (w == T(0) || (c.l1 == T(0) && c.l2 == T(0) && c.shrink == T(1)));
+    const bool free = c.l1 == T(0) && c.l2 == T(0) && c.coupled_l2 == T(0) && c.shrink == T(1) &&
+                      !Rule::contains_penalty;
+    // At about the highest rate to come w did not move, and the state only decays: w is at rest.
+    const bool at_rest = w == before && (free || w == T(0)) &&
+                         double(c.learning_rate) >= 0.5 * steps.highest_rate[t];
     if (at_rest && Rule::contracts(k)) {
-      // No later idle step moves w either; only the state still decays.
       Rule::coast(s, k, T(to - t - 1));
       if (steps.averaging) *average += T(steps.averaged[to] - steps.averaged[t + 1]) * w;
       return;

@@ -2,7 +2,8 @@
 //
 // A rule is a struct with
 //   slots[], scalars[]   names of its state arrays and of its own scalars, in the order used below
-//   penalty              how L1, L2 and weight decay meet it (see Penalised)
+//   contains_penalty     whether its own formula contains l1 and l2 (FTRL); otherwise they are a
+//                        prox step after it
 //   uniform              whether its step size is the same for every coefficient
 //   step(w, g, s, c, k)  moves one weight; returns the step size of its diagonal metric, in which
 //                        non-smooth penalties are applied (the rate at which a constant gradient
@@ -26,26 +27,22 @@ struct Common {
   T clip_value;  // bound on each entry of the gradient; infinity for none
   T lower, upper;
   T average;     // weight of this step's w in the averaged model
+  T coupled_l2;  // the optimizer's own L2, added to the gradient
 };
-constexpr int n_common = 9;
+constexpr int n_common = 10;
 
 #ifndef __CUDACC_RTC__
 constexpr const char* common_names[n_common] = {"learning_rate", "l1", "l2", "group_l1", "shrink",
-                                                "clip_value", "lower", "upper", "average"};
+                                                "clip_value", "lower", "upper", "average",
+                                                "coupled_l2"};
 #define SKOPTIM_NAMES(field, ...) static constexpr const char* field[] = {__VA_ARGS__};
 #else
 #define SKOPTIM_NAMES(field, ...)
 #endif
 
-enum class Penalised {
-  coupled,  // L2 enters the gradient, L1 is a soft threshold in the rule's metric
-  proximal, // both are one prox step
-  closed    // the rule's own formula contains l1 and l2
-};
-
 struct SGD {
   static constexpr int n_slots = 0, n_scalars = 0;
-  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool contains_penalty = false;
   static constexpr bool uniform = true;
   SKOPTIM_NAMES(slots, "")
   SKOPTIM_NAMES(scalars, "")
@@ -60,13 +57,9 @@ struct SGD {
   SKOPTIM_HD static void coast(T*, const T*, T) {}
 };
 
-struct ProximalGradient : SGD {
-  static constexpr Penalised penalty = Penalised::proximal;
-};
-
 struct SGDMomentum {
   static constexpr int n_slots = 1, n_scalars = 5;
-  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool contains_penalty = false;
   static constexpr bool uniform = true;
   SKOPTIM_NAMES(slots, "momentum_buffer")
   // The step taken is look_gradient * g + look_buffer * b: (0, 1) plain, (1, momentum) Nesterov.
@@ -85,7 +78,7 @@ struct SGDMomentum {
 
 struct Adagrad {
   static constexpr int n_slots = 1, n_scalars = 1;
-  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool contains_penalty = false;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "accumulator")
   SKOPTIM_NAMES(scalars, "epsilon")
@@ -106,7 +99,7 @@ template <bool centered, bool with_momentum>
 struct RMSprop {
   static constexpr int n_slots = 1 + centered + with_momentum, n_scalars = 4;
   static constexpr int average = 1, buffer = 1 + centered;
-  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool contains_penalty = false;
   static constexpr bool uniform = false;
 #ifndef __CUDACC_RTC__
   static constexpr const char* slots[] = {
@@ -133,8 +126,9 @@ struct RMSprop {
       return c.learning_rate / denominator;
     }
   }
+  // A centred variance can grow at first, and so let go of a weight that L1 holds at zero.
   template <class T>
-  SKOPTIM_HD static bool contracts(const T*) { return true; }
+  SKOPTIM_HD static bool contracts(const T*) { return !(centered && with_momentum); }
   template <class T>
   SKOPTIM_HD static void coast(T* s, const T* k, T n) {
     s[0] *= math::pow(k[0], n);
@@ -145,7 +139,7 @@ struct RMSprop {
 
 struct Adadelta {
   static constexpr int n_slots = 2, n_scalars = 3;
-  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool contains_penalty = false;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "square_average", "delta_average")
   SKOPTIM_NAMES(scalars, "rho", "epsilon", "one_minus_rho")
@@ -173,7 +167,7 @@ struct Adadelta {
 template <bool amsgrad>
 struct Adam {
   static constexpr int n_slots = 2 + amsgrad, n_scalars = 7;
-  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool contains_penalty = false;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "first_moment", "second_moment", "max_second_moment")
   SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "correction_1", "root_correction_2",
@@ -200,7 +194,7 @@ struct Adam {
 
 struct Adamax {
   static constexpr int n_slots = 2, n_scalars = 5;
-  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool contains_penalty = false;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "first_moment", "infinity_norm")
   SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "correction_1", "one_minus_beta_1")
@@ -223,7 +217,7 @@ struct Adamax {
 
 struct Nadam {
   static constexpr int n_slots = 2, n_scalars = 8;
-  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool contains_penalty = false;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "first_moment", "second_moment")
   // The look-ahead mixes the gradient and the moment, each with its own bias correction.
@@ -251,7 +245,7 @@ struct Nadam {
 template <bool square_root>
 struct FTRL {
   static constexpr int n_slots = 2, n_scalars = 3, inverse_rate_change = 2;
-  static constexpr Penalised penalty = Penalised::closed;
+  static constexpr bool contains_penalty = true;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "z", "n")
   // inverse_rate_change is 1 / alpha_t - 1 / alpha_(t-1): 0 for a constant rate, as in the paper.
@@ -283,7 +277,7 @@ struct FTRL {
 
 struct Lion {
   static constexpr int n_slots = 1, n_scalars = 4;
-  static constexpr Penalised penalty = Penalised::coupled;
+  static constexpr bool contains_penalty = false;
   static constexpr bool uniform = false;
   SKOPTIM_NAMES(slots, "first_moment")
   SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "one_minus_beta_1", "one_minus_beta_2")
@@ -292,9 +286,10 @@ struct Lion {
     const T direction = k[0] * s[0] + k[2] * g;
     s[0] = k[1] * s[0] + k[3] * g;
     w -= c.learning_rate * sign(direction);
-    // sign(d) = d / |d|, so the metric is |d|; bounded so that L1 moves a weight by at most twice
-    // the learning rate, enough to overcome a step the other way.
-    return c.learning_rate / larger(absolute(direction), c.l1 / T(2));
+    // sign(d) = d / |d|, so the metric is |d|; bounded so that a penalty moves a weight by at most
+    // twice the learning rate, enough to overcome a step the other way.
+    const T pull = c.l1 + c.l2 * absolute(w), size = larger(absolute(direction), pull / T(2));
+    return size > T(0) ? c.learning_rate / size : T(0);
   }
   template <class T>
   SKOPTIM_HD static bool contracts(const T*) { return true; }
@@ -306,7 +301,6 @@ struct Lion {
 #define SKOPTIM_RULES(X)                              \
   X("sgd", SGD)                                       \
   X("sgd_momentum", SGDMomentum)                      \
-  X("proximal_gradient", ProximalGradient)            \
   X("adagrad", Adagrad)                               \
   X("rmsprop", RMSprop<false, false>)                 \
   X("rmsprop_centered", RMSprop<true, false>)         \
@@ -324,32 +318,32 @@ struct Lion {
 // One row of prepared scalars: what all rules share, then the rule's own.
 template <class T>
 SKOPTIM_HD Common<T> load_common(const T* row) {
-  return {row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]};
+  return {row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8],
+          row[9]};
 }
 
 // The same step for a parameter that no penalty, decay or constraint touches (an intercept).
 template <class T>
 SKOPTIM_HD Common<T> unpenalised(Common<T> c) {
-  c.l1 = c.l2 = c.group_l1 = T(0);
+  c.l1 = c.l2 = c.group_l1 = c.coupled_l2 = T(0);
   c.shrink = T(1);
   c.lower = -T(SKOPTIM_INFINITY);
   c.upper = T(SKOPTIM_INFINITY);
   return c;
 }
 
-// One whole step of one parameter: clipping, coupled L2, weight decay, the rule, the prox.
+// One whole step of one parameter: clipping, coupled L2, weight decay, the rule, the prox in the
+// rule's metric.
 template <class Rule, class T>
 SKOPTIM_HD void update(T& w, T g, T* s, const Common<T>& c, const T* k) {
   g = clamp(g, -c.clip_value, c.clip_value);
-  if constexpr (Rule::penalty == Penalised::coupled) g += c.l2 * w;
-  if constexpr (Rule::penalty != Penalised::closed) w *= c.shrink;
+  g += c.coupled_l2 * w;
+  w *= c.shrink;
   const T step_size = Rule::step(w, g, s, c, k);
-  if constexpr (Rule::penalty == Penalised::coupled)
-    w = prox_elastic_box(w, step_size, c.l1, T(0), c.lower, c.upper);
-  else if constexpr (Rule::penalty == Penalised::proximal)
-    w = prox_elastic_box(w, step_size, c.l1, c.l2, c.lower, c.upper);
-  else
+  if constexpr (Rule::contains_penalty)
     w = clamp(w, c.lower, c.upper);
+  else
+    w = prox_elastic_box(w, step_size, c.l1, c.l2, c.lower, c.upper);
 }
 
 SKOPTIM_END

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from numbers import Real
 from typing import Any, ClassVar
@@ -36,6 +36,7 @@ COMMON = (
     "lower",
     "upper",
     "average",
+    "coupled_l2",
 )
 
 
@@ -87,8 +88,8 @@ class Optimizer(BaseEstimator):
 
     Notes
     -----
-    Under a non-smooth penalty (L1) the coefficients are soft-thresholded after `update`, in the
-    metric that `update` returns: return the step size that a unit of gradient is given,
+    A penalty of the estimator is a prox step after `update` (a soft threshold for L1), in the metric
+    that `update` returns: return the step size that a unit of gradient is given,
     ``learning_rate / denominator``, as an array like `w`. Returning None means `learning_rate`,
     right for rules of the form ``w -= learning_rate * g``.
 
@@ -306,6 +307,7 @@ class Optimizer(BaseEstimator):
             terms.lower,
             terms.upper,
             average,
+            self.l2 if self._couples_l2 else 0.0,
         )
         rows = np.empty((n_steps, len(COMMON) + len(own)))
         for j, column in enumerate((*common, *own.values())):
@@ -358,7 +360,10 @@ class Optimizer(BaseEstimator):
 
     def _strengths(self, steps: np.ndarray, terms: PenaltyTerms, batch_size: int) -> tuple:
         """Return the L1 and L2 strengths at each step."""
-        return terms.l1, terms.l2 + self.l2
+        return terms.l1, terms.l2
+
+    #: Whether `l2` is added to the gradient; FTRL's is part of its formula.
+    _couples_l2: ClassVar[bool] = True
 
     @property
     def _rests_without_gradient(self) -> bool:
@@ -413,9 +418,7 @@ class ArrayUpdater:
     ):
         self.optimizer, self.xp = optimizer, device.xp
         self.w, self.slots, self.average = w, slots, average
-        self.rows, self.first_step = rows, first_step
-        # The L2 part enters the gradient; the prox is left with the rest.
-        self.terms = replace(terms, l2=0.0)
+        self.rows, self.first_step, self.terms = rows, first_step, terms
         self.own_names = tuple(optimizer.scalars(np.array([1], dtype=np.int64)))
 
     def apply(self, g: Any, step: int) -> None:
@@ -427,12 +430,12 @@ class ArrayUpdater:
         w, penalised = self.w, slice(self.terms.n_penalised)
         if np.isfinite(common["clip_value"]):
             g = self.xp.clip(g, -common["clip_value"], common["clip_value"])
-        if common["l2"]:
-            g[penalised] += common["l2"] * w[penalised]
+        if common["coupled_l2"]:
+            g[penalised] += common["coupled_l2"] * w[penalised]
         if common["shrink"] != 1:
             w[penalised] *= common["shrink"]
         step_size = self.optimizer.update(self.xp, w, g, self.slots, scalars)
-        if self.terms.l1 or self.terms.group_l1 or self.terms.is_constrained:
+        if self.terms.has_prox:
             step_size = common["learning_rate"] if step_size is None else step_size
             self.terms.prox(w, step_size)
         if self.average is not None and common["average"]:

@@ -119,6 +119,8 @@ class FTRL(Optimizer):
             "inverse_rate_change": np.diff(1.0 / rates),
         }
 
+    _couples_l2 = False
+
     def _strengths(self, steps: np.ndarray, terms: PenaltyTerms, batch_size: int) -> tuple:
         # A step is given the mean gradient of its batch, so a strength against the sum over
         # samples is divided by the batch size.

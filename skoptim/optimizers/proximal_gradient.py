@@ -133,7 +133,7 @@ class ProximalGradient(FullBatchOptimizer):
     @property
     def rule(self) -> str:
         """Name of the compiled rule of the stochastic step."""
-        return "proximal_gradient"
+        return "sgd"
 
     @property
     def is_full_batch(self) -> bool:

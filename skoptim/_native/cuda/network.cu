@@ -1,0 +1,150 @@
+// CUDA passes of a network other than the matrix products: losses, activations, dropout, row
+// gathering, sums, prox. All sums run in an order that depends on sizes alone.
+#include "../activations.hpp"
+#include "../losses.hpp"
+#include "../prox.hpp"
+#include "../random.hpp"
+#include "grid.cuh"
+
+SKOPTIM_BEGIN
+
+// Sample i of a batch is row rows[i] of the targets and weights (first + i when rows is null).
+SKOPTIM_HD int64_t source_row(const int64_t* rows, int64_t first, int64_t i) {
+  return rows ? rows[i] : first + i;
+}
+
+// Weighted losses, summed block by block into partial_sums; derivatives times `scale` into d unless
+// null. Class labels become -1 and +1: one output means "is class 1", several "is class k".
+template <class Loss, class T>
+__global__ void elementwise_loss(const T* z, int64_t n, int64_t n_outputs, const int32_t* labels,
+                                 const T* values, const int64_t* rows, int64_t first,
+                                 const T* weights, T parameter, T scale, T* d,
+                                 double* partial_sums) {
+  double total = 0;
+  for (int64_t e = grid_begin(); e < n * n_outputs; e += grid_stride()) {
+    const int64_t row = source_row(rows, first, e / n_outputs), k = e % n_outputs;
+    const T weight = weights ? weights[row] : T(1), score = z[e];
+    T y;
+    if (labels)
+      y = labels[row] == (n_outputs == 1 ? 1 : k) ? T(1) : T(-1);
+    else
+      y = values[row * n_outputs + k];
+    total += double(weight) * double(Loss::value(score, y, parameter));
+    if (d) d[e] = scale * weight * Loss::derivative(score, y, parameter);
+  }
+  total = block_sum(total);
+  if (threadIdx.x == 0) partial_sums[blockIdx.x] = total;
+}
+
+// The same for the cross-entropy of the softmax; one thread takes a row.
+template <class T>
+__global__ void multinomial_loss(const T* z, int64_t n, int64_t n_outputs, const int32_t* labels,
+                                 const int64_t* rows, int64_t first, const T* weights, T scale,
+                                 T* d, double* partial_sums) {
+  double total = 0;
+  for (int64_t i = grid_begin(); i < n; i += grid_stride()) {
+    const int64_t row = source_row(rows, first, i);
+    const T weight = weights ? weights[row] : T(1);
+    T* const gradient = d ? d + i * n_outputs : nullptr;
+    total += double(weight) *
+             double(softmax_cross_entropy(z + i * n_outputs, n_outputs, labels[row], gradient));
+    if (d)
+      for (int64_t k = 0; k < n_outputs; ++k) gradient[k] *= scale * weight;
+  }
+  total = block_sum(total);
+  if (threadIdx.x == 0) partial_sums[blockIdx.x] = total;
+}
+
+// z += bias, a = f(z); a may be z.
+template <class Activation, class T>
+__global__ void activation_forward(T* z, const T* bias, T* a, int64_t n, int64_t width) {
+  for (int64_t e = grid_begin(); e < n * width; e += grid_stride()) {
+    const T input = z[e] + bias[e % width];
+    z[e] = input;
+    a[e] = Activation::value(input);
+  }
+}
+
+// delta *= f'.
+template <class Activation, class T>
+__global__ void activation_backward(const T* z, const T* a, T* delta, int64_t n) {
+  for (int64_t e = grid_begin(); e < n; e += grid_stride())
+    delta[e] *= Activation::derivative(z[e], a[e]);
+}
+
+// One thread draws the four words that decide over four neighbouring units, as `survives` does.
+template <class T>
+__global__ void dropout(const T* a, int64_t n, uint64_t seed, uint64_t stream, uint32_t threshold,
+                        T scale, T* out) {
+  for (int64_t quad = grid_begin(); quad * 4 < n; quad += grid_stride()) {
+    const Philox bits = philox(seed, stream, uint64_t(quad));
+    for (int j = 0; j < 4; ++j) {
+      const int64_t e = quad * 4 + j;
+      if (e < n) out[e] = bits.word[j] < threshold ? a[e] * scale : T(0);
+    }
+  }
+}
+
+template <class T>
+__global__ void gather_rows(const T* x, int64_t width, const int64_t* rows, int64_t n, T* out) {
+  for (int64_t e = grid_begin(); e < n * width; e += grid_stride())
+    out[e] = x[rows[e / width] * width + e % width];
+}
+
+// Block (x, y) sums a tile of columns over the y-th chunk of rows into out (n_chunks, width).
+template <class T>
+__global__ void column_sums(const T* a, int64_t n, int64_t width, int64_t rows_per_chunk, T* out,
+                            int32_t tile_size) {
+  __shared__ T sums[block_size];
+  const int n_row_lanes = block_size / tile_size, row_lane = threadIdx.x / tile_size;
+  const int64_t column = int64_t(blockIdx.x) * tile_size + threadIdx.x % tile_size;
+  const int64_t begin = int64_t(blockIdx.y) * rows_per_chunk;
+  const int64_t end = begin + rows_per_chunk < n ? begin + rows_per_chunk : n;
+  T sum = T(0);
+  if (column < width)
+    for (int64_t row = begin + row_lane; row < end; row += n_row_lanes) sum += a[row * width + column];
+  sums[threadIdx.x] = sum;
+  for (int half = n_row_lanes / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (row_lane < half) sums[threadIdx.x] += sums[threadIdx.x + half * tile_size];
+  }
+  if (row_lane == 0 && column < width) out[blockIdx.y * width + column] = sums[threadIdx.x];
+}
+
+template <class T>
+__global__ void squared_norm(const T* a, int64_t n, double* partial_sums) {
+  double total = 0;
+  for (int64_t e = grid_begin(); e < n; e += grid_stride()) total += double(a[e]) * double(a[e]);
+  total = block_sum(total);
+  if (threadIdx.x == 0) partial_sums[blockIdx.x] = total;
+}
+
+// The factor that bounds the norm whose square is the sum of partial_sums; one block.
+template <class T>
+__global__ void clipping_scale(const double* partial_sums, int64_t n, double clip_norm, T* scale) {
+  double total = 0;
+  for (int64_t e = threadIdx.x; e < n; e += block_size) total += partial_sums[e];
+  const double norm = math::sqrt(block_sum(total));
+  if (threadIdx.x == 0) *scale = norm > clip_norm ? T(clip_norm / norm) : T(1);
+}
+
+// `steps` holds one step size for all (n_steps = 1) or one for each weight.
+template <class T>
+__global__ void prox(T* w, int64_t n, const T* steps, int64_t n_steps, T l1, T l2, T lower,
+                     T upper) {
+  for (int64_t i = grid_begin(); i < n; i += grid_stride())
+    w[i] = prox_elastic_box(w[i], steps[n_steps == 1 ? 0 : i], l1, l2, lower, upper);
+}
+
+template <class T>
+__global__ void prox_groups(T* w, int64_t n_groups, int64_t width, T threshold) {
+  for (int64_t j = grid_begin(); j < n_groups; j += grid_stride()) {
+    T* const group = w + j * width;
+    T norm = T(0);
+    for (int64_t k = 0; k < width; ++k) norm += group[k] * group[k];
+    const T factor = group_shrinkage(norm, threshold);
+    for (int64_t k = 0; k < width; ++k) group[k] *= factor;
+  }
+}
+
+SKOPTIM_END

@@ -1,0 +1,189 @@
+// CUDA drivers of the rules: the loops of cpu_rules.hpp over rules.hpp and owed.hpp, spread over
+// threads. Compiled without contraction to fused multiply-adds, so that they round as on the CPU.
+#include "../owed.hpp"
+#include "../rules.hpp"
+#include "grid.cuh"
+
+SKOPTIM_BEGIN
+
+template <class T>
+struct Parameters {
+  T* w;
+  T* slots[3];
+  T* average;  // sum of the averaged weights; null when nothing is averaged
+};
+
+// One parameter with its state, and the rule's own scalars, in registers.
+template <class Rule, class T>
+struct Cell {
+  const Parameters<T>& p;
+  int64_t i;
+  T w, s[Rule::n_slots + 1];
+  SKOPTIM_HD Cell(const Parameters<T>& p_, int64_t i_) : p(p_), i(i_), w(p_.w[i_]), s{} {
+    for (int j = 0; j < Rule::n_slots; ++j) s[j] = p.slots[j][i];
+  }
+  SKOPTIM_HD void store() const {
+    p.w[i] = w;
+    for (int j = 0; j < Rule::n_slots; ++j) p.slots[j][i] = s[j];
+  }
+};
+
+template <class Rule, class T>
+struct Scalars {
+  Common<T> common;
+  T own[Rule::n_scalars + 1];
+  SKOPTIM_HD explicit Scalars(const T* row) : common(load_common(row)), own{} {
+    for (int j = 0; j < Rule::n_scalars; ++j) own[j] = row[n_common + j];
+  }
+};
+
+// Only rules with one step size for all coefficients meet a group penalty.
+template <class Rule, class T>
+SKOPTIM_HD void shrink_group(T* w, int64_t width, const Scalars<Rule, T>& k) {
+  T ignored = T(0), s[Rule::n_slots + 1] = {};
+  const T step_size = Rule::step(ignored, T(0), s, k.common, k.own);
+  T squared_norm = T(0);
+  for (int64_t i = 0; i < width; ++i) squared_norm += w[i] * w[i];
+  const T factor = group_shrinkage(squared_norm, step_size * k.common.group_l1);
+  for (int64_t i = 0; i < width; ++i) w[i] *= factor;
+}
+
+// One step of the parameters begin..end with the gradient g of that range. The first n_penalised
+// parameters are coefficients, the rest intercepts. The gradient is multiplied by *gradient_scale
+// (null: 1), which norm clipping leaves on the device.
+template <class Rule, class T>
+__global__ void apply(T* w, T* slot_0, T* slot_1, T* slot_2, T* average, const T* g,
+                      const T* gradient_scale, const T* row, int64_t begin, int64_t end,
+                      int64_t n_penalised) {
+  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average};
+  const Scalars<Rule, T> k(row);
+  const Common<T> intercept = unpenalised(k.common);
+  const T scale = gradient_scale ? *gradient_scale : T(1);
+  for (int64_t i = begin + grid_begin(); i < end; i += grid_stride()) {
+    Cell<Rule, T> cell(p, i);
+    update<Rule>(cell.w, scale * g[i - begin], cell.s, i < n_penalised ? k.common : intercept, k.own);
+    cell.store();
+    if (average && k.common.average != T(0)) average[i] += k.common.average * cell.w;
+  }
+}
+
+// The group penalty of a step, after `apply` to the same coefficients.
+template <class UniformRule, class T>
+__global__ void shrink_groups(T* w, T* average, const T* row, int64_t n_groups, int64_t width) {
+  const Scalars<UniformRule, T> k(row);
+  for (int64_t j = grid_begin(); j < n_groups; j += grid_stride()) {
+    shrink_group(w + j * width, width, k);
+    if (average)
+      for (int64_t i = j * width; i < (j + 1) * width; ++i) average[i] += k.common.average * w[i];
+  }
+}
+
+// One step of the given columns (runs of `width` coefficients), gradients (n, width).
+template <class Rule, class T>
+__global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, T* average,
+                              const int64_t* columns, int64_t n, int64_t width, const T* g,
+                              const T* gradient_scale, const T* row, int32_t* paid, int32_t step,
+                              int32_t tile_size) {
+  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average};
+  const Scalars<Rule, T> k(row);
+  const T scale = gradient_scale ? *gradient_scale : T(1);
+  const Tile tile(tile_size);
+  for (int64_t j = tile.begin; j < n; j += tile.stride) {
+    const int64_t begin = columns[j] * width;
+    for (int64_t i = tile.lane; i < width; i += tile.size) {
+      Cell<Rule, T> cell(p, begin + i);
+      update<Rule>(cell.w, scale * g[j * width + i], cell.s, k.common, k.own);
+      cell.store();
+    }
+    if constexpr (Rule::uniform)
+      if (k.common.group_l1 > T(0)) {
+        tile.sync();
+        if (tile.lane == 0) shrink_group(w + begin, width, k);
+        tile.sync();
+      }
+    if (average)
+      for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size)
+        average[i] += k.common.average * w[i];
+    if (tile.lane == 0) paid[columns[j]] = step + 1;
+  }
+}
+
+// The coefficients of a column under a group penalty move together: replay them step by step.
+template <class Rule, class T>
+SKOPTIM_HD void pay_group(const Parameters<T>& p, const Tile& tile, int64_t begin, int64_t width,
+                          const Steps<T>& steps, int64_t from, int64_t to) {
+  for (int64_t t = from; t < to; ++t) {
+    const Scalars<Rule, T> k(steps.rows + t * steps.width);
+    bool at_rest = true;
+    for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size) {
+      Cell<Rule, T> cell(p, i);
+      update<Rule>(cell.w, T(0), cell.s, k.common, k.own);
+      at_rest = at_rest && cell.w == T(0) && p.w[i] == T(0);
+      cell.store();
+    }
+    if (tile.all(at_rest)) {
+      for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size) {
+        Cell<Rule, T> cell(p, i);
+        Rule::coast(cell.s, k.own, T(to - t - 1));
+        cell.store();
+      }
+      return;
+    }
+    tile.sync();
+    if (tile.lane == 0) shrink_group(p.w + begin, width, k);
+    tile.sync();
+    if (p.average)
+      for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size)
+        p.average[i] += k.common.average * p.w[i];
+  }
+}
+
+// Pays columns[j] (all n columns when null) the idle steps paid[column]..to.
+template <class Rule, class T>
+__global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, T* average,
+                            const int64_t* columns, int64_t n, int64_t width, const T* rows,
+                            int64_t row_width, const double* decay, const double* threshold,
+                            const double* averaged, const double* highest_rate,
+                            const int32_t* closed_idle, int32_t* paid,
+                            int32_t to, int32_t tile_size) {
+  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average};
+  const Steps<T> steps{rows,     row_width,         decay,             threshold,
+                       averaged, highest_rate,      *closed_idle != 0, average != nullptr};
+  const bool grouped = load_common(rows).group_l1 > T(0);
+  const Tile tile(tile_size);
+  for (int64_t j = tile.begin; j < n; j += tile.stride) {
+    const int64_t column = columns ? columns[j] : j, begin = column * width;
+    // Only the first lane touches the ledger, so that no lane can see it changed already.
+    int32_t from = 0;
+    if (tile.lane == 0) {
+      from = paid[column];
+      paid[column] = to;
+    }
+    from = tile.broadcast(from);
+    if (from >= to) continue;
+    if constexpr (Rule::uniform)
+      if (grouped) {
+        pay_group<Rule>(p, tile, begin, width, steps, from, to);
+        continue;
+      }
+    for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size) {
+      Cell<Rule, T> cell(p, i);
+      T sum = average ? average[i] : T(0);
+      pay<Rule>(cell.w, cell.s, &sum, steps, from, to);
+      cell.store();
+      if (average) average[i] = sum;
+    }
+  }
+}
+
+// Sums up a block of steps for `pay_columns`; one thread, once per block of steps.
+template <class Rule, class T>
+__global__ void start_ledger(const T* rows, int64_t n_steps, int64_t row_width, int32_t averaging,
+                             double* decay, double* threshold, double* averaged,
+                             double* highest_rate, int32_t* closed_idle) {
+  if (grid_begin() == 0)
+    *closed_idle = running_sums<Rule>(rows, n_steps, row_width, averaging != 0, decay, threshold,
+                                      averaged, highest_rate);
+}
+
+SKOPTIM_END

@@ -1,0 +1,467 @@
+"""The GPU against the CPU: every kernel, every slot, whole fits. Run with ``pytest -m gpu``.
+
+Both devices compile the same formulas, without fused multiply-adds, and division and square root
+are correctly rounded on both. So a result is expected bit for bit unless a tolerance is given, and
+each tolerance says why. (CuPy compiles with ``-ftz=true``: float32 subnormals are zero on the
+device. The data below stay clear of them.)
+"""
+
+import pickle
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from optimizer_table import ELEMENTWISE, FULL_BATCH, OPTIMIZERS
+from sklearn.base import clone
+
+from skoptim import MLPClassifier, MLPRegressor, SGDClassifier, SGDRegressor
+from skoptim._devices import cpu, cuda, kernel_sources
+from skoptim.optimizers import FTRL, SGD, Adam, Optimizer
+from skoptim.optimizers._base import bind_updater
+from skoptim.penalties import PenaltyTerms
+
+
+def missing_device():
+    """Return why nothing can run on a GPU here; None if it can."""
+    try:
+        cuda.require_device()
+    except (ImportError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
+if reason := missing_device():
+    pytest.skip(f"needs a CUDA device: {reason}", allow_module_level=True)
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
+WIDTHS = pytest.mark.parametrize("width", [1, 3, 40])
+
+# pow, exp, log and the like are each device's own library: a few units in the last place apart.
+LIBRARY = {"float32": 1e-5, "float64": 1e-13}
+# Sums run in another order; relative to the sum of magnitudes.
+ORDER = {"float32": 1e-5, "float64": 1e-13}
+
+TERMS = {
+    "none": PenaltyTerms(),
+    "elastic": PenaltyTerms(l1=0.01, l2=0.02),
+    "box": PenaltyTerms(lower=-0.1, upper=0.2),
+    "group": PenaltyTerms(group_l1=0.03, l1=0.01),
+}
+
+
+def random(*shape, dtype, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def on_device(array):
+    """Return a copy on the device; None of None."""
+    return None if array is None else cuda.asarray(array).copy()
+
+
+def assert_same(actual, expected):
+    np.testing.assert_array_equal(actual.get(), expected)
+
+
+def assert_near(actual, expected, tolerance):
+    scale = np.abs(expected).max(initial=0.0)
+    np.testing.assert_allclose(actual.get(), expected, rtol=0, atol=tolerance * scale)
+
+
+class Pair:
+    """The same parameters, state and updater on both devices."""
+
+    def __init__(self, optimizer, terms, width, dtype, *, average, sparse, n_columns=23, n_steps=9):
+        self.n_columns, self.width, self.n_steps, self.dtype = n_columns, width, n_steps, dtype
+        n_penalised = n_columns * width
+        w = random(n_penalised + width, dtype=dtype)
+        w[::4] = 0
+        state = optimizer.init(w, n_penalised=n_penalised)
+        rows = optimizer.prepare(state, n_steps, terms, average=1.0 if average else 0.0)
+        self.host, self.device = (
+            {
+                "w": copy(w),
+                "average": copy(np.zeros_like(w)) if average else None,
+                **{name: copy(state.slots[name]) for name in optimizer.slot_names},
+            }
+            for copy in (np.array, on_device)
+        )
+        self.cpu, self.cuda = (
+            bind_updater(
+                optimizer,
+                device,
+                arrays["w"],
+                {name: arrays[name] for name in optimizer.slot_names},
+                arrays["average"],
+                rows,
+                n_penalised=n_penalised,
+                n_columns=n_columns,
+                width=width,
+                sparse=sparse,
+            )
+            for device, arrays in ((cpu, self.host), (cuda, self.device))
+        )
+
+    def each(self, method, *arguments):
+        """Call a method of both updaters."""
+        getattr(self.cpu, method)(*arguments)
+        moved = (on_device(a) if isinstance(a, np.ndarray) else a for a in arguments)
+        getattr(self.cuda, method)(*moved)
+
+    def compare(self, tolerance=0.0):
+        """Compare the parameters, every slot, and the average."""
+        for name, expected in self.host.items():
+            if expected is not None:
+                assert_near(self.device[name], expected, tolerance)
+
+
+def suits(optimizer, terms):
+    return not terms.group_l1 or isinstance(optimizer, SGD)
+
+
+RULES = pytest.mark.parametrize(
+    ("optimizer", "terms"),
+    [
+        pytest.param(optimizer, terms, id=f"{name}-{kind}")
+        for name, optimizer in ELEMENTWISE.items()
+        for kind, terms in TERMS.items()
+        if suits(optimizer, terms)
+    ],
+)
+
+
+@DTYPES
+@WIDTHS
+@RULES
+@pytest.mark.parametrize("average", [False, True])
+def test_dense_steps(optimizer, terms, width, dtype, average):
+    pair = Pair(optimizer, terms, width, dtype, average=average, sparse=False)
+    for step in range(pair.n_steps):
+        pair.each("apply", random(len(pair.host["w"]), dtype=dtype, seed=step), step)
+    pair.compare(LIBRARY[dtype] if optimizer.rule == "ftrl_power" else 0.0)
+
+
+@DTYPES
+@WIDTHS
+@RULES
+@pytest.mark.parametrize("average", [False, True])
+def test_sparse_steps(optimizer, terms, width, dtype, average):
+    pair = Pair(optimizer, terms, width, dtype, average=average, sparse=True)
+    rng = np.random.default_rng(1)
+    for step in range(pair.n_steps):
+        columns = rng.choice(pair.n_columns, 4, replace=False)
+        pair.each("pay", columns, step)
+        pair.each("apply_columns", columns, random(4, width, dtype=dtype, seed=step), step)
+        pair.each("apply_rest", random(width, dtype=dtype, seed=step), step)
+    pair.each("flush")
+    # Debts are paid through pow, log1p and expm1.
+    pair.compare(LIBRARY[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("bound", [0.1, 1e6])
+def test_clipping_by_norm(dtype, bound):
+    pair = Pair(Adam(), PenaltyTerms(), 3, dtype, average=False, sparse=True)
+    columns, g = np.array([2, 7]), random(2, 3, dtype=dtype)
+    rest = random(3, dtype=dtype, seed=1)
+    norm = np.sqrt((g.astype(float) ** 2).sum() + (rest.astype(float) ** 2).sum())
+    factor = np.dtype(dtype).type(min(1.0, bound / norm))
+    pair.cpu.apply_columns(columns, g * factor, 0)
+    pair.cpu.apply_rest(rest * factor, 0)
+    device_g, device_rest = on_device(g), on_device(rest)
+    cuda.clip_norm(pair.cuda, [device_g, device_rest], bound)
+    pair.cuda.apply_columns(on_device(columns), device_g, 0)
+    pair.cuda.apply_rest(device_rest, 0)
+    pair.compare(ORDER[dtype])
+
+
+# Passes of the network.
+
+
+@DTYPES
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("n_outputs", [1, 4])
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("loss", kernel_sources.choices()["Loss"])
+def test_losses(loss, n_outputs, labelled, listed, dtype):
+    check_loss(loss, n_outputs, labelled, listed, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("n_outputs", [2, 10])
+def test_multinomial_loss(n_outputs, listed, dtype):
+    check_loss("multinomial", n_outputs, True, listed, dtype)
+
+
+def check_loss(loss, n_outputs, labelled, listed, dtype, n=3000):
+    rng = np.random.default_rng(0)
+    z = 2 * random(n, n_outputs, dtype=dtype)
+    if labelled:
+        given = {"labels": rng.integers(0, max(2, n_outputs), n + 5)}
+    else:
+        given = {"values": np.abs(random(n + 5, n_outputs, dtype=dtype, seed=1))}
+    weights = rng.random(n + 5).astype(dtype)
+    rows, first = (rng.permutation(n + 5)[:n], 0) if listed else (None, 3)
+    results = []
+    for device, copy in ((cpu, np.array), (cuda, on_device)):
+        targets = device.make_targets(**given, n_outputs=n_outputs, dtype=dtype)
+        d = copy(np.zeros_like(z))
+        batch = None if rows is None else copy(rows)
+        total = device.loss_gradient(
+            loss, copy(z), targets, batch, first, copy(weights), 0.3, 0.25, d
+        )
+        results.append((device.read_scalar(total), d))
+    (total, d), (device_total, device_d) = results
+    assert_near(device_d, d, LIBRARY[dtype])
+    # Single losses are rounded in `dtype`, their sum is taken in float64.
+    assert device_total == pytest.approx(total, rel=LIBRARY[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("name", kernel_sources.choices()["Activation"])
+def test_activations(name, dtype):
+    z, bias = random(300, 17, dtype=dtype), random(17, dtype=dtype, seed=1)
+    delta, a = random(300, 17, dtype=dtype, seed=2), np.empty((300, 17), dtype)
+    arrays = [on_device(x) for x in (z, bias, a, delta)]
+    cpu.activation_forward(name, z, bias, a)
+    cuda.activation_forward(name, *arrays[:3])
+    assert_same(arrays[0], z)
+    assert_near(arrays[2], a, LIBRARY[dtype])
+    cpu.activation_backward(name, z, a, delta)
+    cuda.activation_backward(name, arrays[0], on_device(a), arrays[3])
+    assert_near(arrays[3], delta, LIBRARY[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.93])
+def test_dropout_silences_the_same_units(rate, dtype):
+    a = random(301, 7, dtype=dtype)
+    expected, actual = np.empty_like(a), cuda.empty(a.shape, dtype)
+    cpu.dropout(a, 12345678901, 7, rate, expected)
+    cuda.dropout(on_device(a), 12345678901, 7, rate, actual)
+    assert_same(actual, expected)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (100_001, 1), (9000, 5), (50, 70)])
+def test_sums(shape, dtype):
+    a = random(*shape, dtype=dtype)
+    expected, actual = np.empty(shape[1], dtype), cuda.empty(shape[1], dtype)
+    cpu.column_sums(a, expected)
+    cuda.column_sums(on_device(a), actual)
+    bound = ORDER[dtype] * np.abs(a).sum(axis=0, dtype=np.float64)
+    assert (np.abs(actual.get() - expected) <= bound).all()
+    assert cuda.squared_norm(on_device(a)) == pytest.approx(cpu.squared_norm(a), rel=1e-13)
+
+
+@DTYPES
+def test_gather_and_products(dtype):
+    x, rows = random(50, 7, dtype=dtype), np.random.default_rng(0).integers(0, 50, 33)
+    gathered = cuda.empty((33, 7), dtype)
+    cuda.gather_rows(on_device(x), on_device(rows), gathered)
+    assert_same(gathered, x[rows])
+    b = random(7, 9, dtype=dtype)
+    out = cuda.empty((50, 9), dtype)
+    cuda.matmul(on_device(x), on_device(b), out)
+    assert_near(out, x @ b, ORDER[dtype])
+    transposed = cuda.empty((7, 9), dtype)
+    cuda.matmul(on_device(x).T, out, transposed)
+    assert_near(transposed, x.T @ (x @ b), ORDER[dtype])
+
+
+@DTYPES
+def test_prox(dtype):
+    w = random(60, dtype=dtype)
+    for steps in (np.array([0.3], dtype), np.abs(random(60, dtype=dtype, seed=1))):
+        expected, actual = w.copy(), on_device(w)
+        cpu.prox(expected, steps, 0.5, 0.2, -1.0, 0.8)
+        cuda.prox(actual, on_device(steps), 0.5, 0.2, -1.0, 0.8)
+        assert_same(actual, expected)
+    expected, actual = w.copy(), on_device(w)
+    cpu.prox_groups(expected, 20, 3, 1.5)
+    cuda.prox_groups(actual, 20, 3, 1.5)
+    assert_same(actual, expected)
+
+
+# Sparse matrices.
+
+
+def sparse_matrix(dtype, index=np.int32, density=0.1):
+    X = sp.random_array((400, 150), density=density, format="csr", rng=0, dtype=np.float64)
+    X = sp.csr_matrix(X.astype(dtype))
+    X.indices, X.indptr = X.indices.astype(index), X.indptr.astype(index)
+    return X
+
+
+BATCHES = pytest.mark.parametrize("listed", [True, False])
+
+
+def batch_of(listed):
+    rows = np.random.default_rng(2).permutation(400)[:64]
+    return (rows, on_device(rows), 0) if listed else (None, None, 11)
+
+
+@DTYPES
+@WIDTHS
+@BATCHES
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_sparse_products(index, listed, width, dtype):
+    X = sparse_matrix(dtype, index)
+    host, device = cpu.Matrix(X), cuda.Matrix(X)
+    rows, device_rows, first = batch_of(listed)
+    w, delta = random(150, width, dtype=dtype), random(64, width, dtype=dtype, seed=1)
+    expected, actual = np.empty((64, width), dtype), cuda.empty((64, width), dtype)
+    cpu.csr_matmul(host, rows, first, w, expected)
+    cuda.csr_matmul(device, device_rows, first, on_device(w), actual)
+    assert_near(actual, expected, ORDER[dtype])
+    expected = np.zeros((150, width), dtype)
+    cpu.csr_gradient(host, rows, first, None, delta, expected)
+    runs = []
+    for _ in range(2):
+        actual = on_device(np.zeros_like(expected))
+        cuda.csr_gradient(device, device_rows, first, None, on_device(delta), actual)
+        assert_near(actual, expected, ORDER[dtype])
+        runs.append(actual.get())
+    np.testing.assert_array_equal(*runs)
+
+
+@DTYPES
+@WIDTHS
+@BATCHES
+def test_gradient_of_the_touched_columns(listed, width, dtype):
+    X = sparse_matrix(dtype, density=0.01)
+    host, device = cpu.Matrix(X), cuda.Matrix(X)
+    rows, device_rows, first = batch_of(listed)
+    delta = random(64, width, dtype=dtype)
+    full = np.zeros((150, width), dtype)
+    cpu.csr_gradient(host, rows, first, None, delta, full)
+    taken = X[rows] if listed else X[first : first + 64]
+    touched = np.unique(taken.indices)
+    position = on_device(np.full(150, -1, np.int32))
+    columns = cuda.empty(150, np.int64)
+    n_touched = cuda.touched_columns(device, device_rows, first, 64, position, columns)
+    np.testing.assert_array_equal(columns[:n_touched].get(), touched)
+    np.testing.assert_array_equal(position.get()[touched], np.arange(n_touched))
+    g = on_device(np.zeros((n_touched, width), dtype))
+    cuda.csr_gradient(device, device_rows, first, position, on_device(delta), g)
+    assert_near(g, full[touched], ORDER[dtype])
+
+
+def test_unordered_and_repeated_entries_count_as_on_the_cpu():
+    data, indices = np.arange(1.0, 7.0), np.array([4, 0, 4, 2, 1, 2])
+    X = sp.csr_matrix((data, indices, np.array([0, 3, 3, 6])), shape=(3, 5))
+    w, out = random(5, 2, dtype="float64"), cuda.empty((3, 2), "float64")
+    cuda.csr_matmul(cuda.Matrix(X), None, 0, on_device(w), out)
+    assert_near(out, X.toarray() @ w, ORDER["float64"])
+
+
+def test_malformed_matrices_on_the_device_are_refused():
+    from cupyx.scipy.sparse import csr_matrix
+
+    good = sparse_matrix("float64")
+    for name, place, value in (("indices", 0, 150), ("indices", 3, -1), ("indptr", 2, 10**6)):
+        X = csr_matrix(good)
+        getattr(X, name)[place] = value
+        with pytest.raises(ValueError, match="CSR matrix"):
+            cuda.Matrix(X)
+
+
+# Whole fits.
+
+
+class SignDescent(Optimizer):
+    """An optimizer in array code with one slot."""
+
+    slots = ("direction",)
+
+    def __init__(self, learning_rate=0.01):
+        self.learning_rate = learning_rate
+
+    def update(self, xp, w, g, slots, scalars):
+        slots["direction"][...] = 0.9 * slots["direction"] + 0.1 * xp.sign(g)
+        w -= scalars["learning_rate"] * slots["direction"]
+
+
+ESTIMATORS = {
+    "SGDClassifier": SGDClassifier("log_loss", alpha=1e-3, batch_size=32),
+    "SGDRegressor": SGDRegressor(alpha=1e-3, batch_size=32),
+    "MLPClassifier": MLPClassifier((12, 5), activation="tanh", alpha=1e-3, batch_size=32),
+    "MLPRegressor": MLPRegressor((9,), activation="silu", dropout=0.0, batch_size=32),
+}
+
+# Losses of an epoch, relative: what the project promises over the first ten epochs.
+LOSSES = {"float32": 1e-5, "float64": 1e-10}
+
+
+def training_data(dtype, is_sparse, classifier):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((160, 20)) * (rng.random((160, 20)) < 0.3)
+    score = X @ rng.standard_normal((20, 3)) + 0.1 * rng.standard_normal((160, 3))
+    y = score.argmax(axis=1) if classifier else score[:, 0]
+    X = X.astype(dtype)
+    return (sp.csr_matrix(X) if is_sparse else X), y
+
+
+def fitted(estimator, device, X, y, **parameters):
+    model = clone(estimator).set_params(device=device, random_state=0, tol=None, **parameters)
+    with np.errstate(all="ignore"):
+        return model.fit(X, y)
+
+
+@DTYPES
+@pytest.mark.parametrize("is_sparse", [False, True], ids=["dense", "csr"])
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "custom"])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_fits_follow_the_cpu(name, optimizer, is_sparse, dtype):
+    estimator = ESTIMATORS[name]
+    rule = SignDescent() if optimizer == "custom" else OPTIMIZERS[optimizer]
+    X, y = training_data(dtype, is_sparse, name.endswith("Classifier"))
+    host, device = (
+        fitted(estimator, where, X, y, optimizer=rule, max_iter=10) for where in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(device.loss_curve_, host.loss_curve_, rtol=LOSSES[dtype])
+    assert isinstance(device.predict(X), np.ndarray)
+
+
+@pytest.mark.parametrize("is_sparse", [False, True], ids=["dense", "csr"])
+def test_dropout_and_averaging_follow_the_cpu(is_sparse):
+    X, y = training_data("float64", is_sparse, True)
+    for estimator, parameters in (
+        (ESTIMATORS["MLPClassifier"], {"dropout": 0.3}),
+        (ESTIMATORS["SGDClassifier"], {"average": True, "optimizer": SGD(0.05)}),
+        (ESTIMATORS["SGDClassifier"], {"early_stopping": True}),
+    ):
+        host, device = (
+            fitted(estimator, where, X, y, max_iter=6, **parameters) for where in ("cpu", "cuda")
+        )
+        np.testing.assert_allclose(device.loss_curve_, host.loss_curve_, rtol=LOSSES["float64"])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_models_are_published_on_the_host(name):
+    X, y = training_data("float32", False, name.endswith("Classifier"))
+    model = fitted(ESTIMATORS[name], "cuda", X, y, optimizer=FTRL(), max_iter=2)
+    assert b"cupy" not in pickle.dumps(model)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "ftrl", *FULL_BATCH])
+def test_results_repeat(optimizer):
+    X, y = training_data("float32", True, True)
+    curves = [
+        fitted(
+            ESTIMATORS["SGDClassifier"], "cuda", X, y, optimizer=OPTIMIZERS[optimizer], max_iter=5
+        ).loss_curve_
+        for _ in range(2)
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_memory_does_not_grow():
+    X, y = training_data("float32", True, True)
+    pool, used = cuda.xp.get_default_memory_pool(), []
+    for _ in range(100):
+        fitted(ESTIMATORS["MLPClassifier"], "cuda", X, y, max_iter=1)
+        used.append(pool.used_bytes())
+    assert used[-1] <= used[5]
