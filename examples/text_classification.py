@@ -68,7 +68,13 @@ GRID = [
 ]
 
 
-def make_pipeline(optimizer: Any = "ftrl", memory: str | None = None) -> Pipeline:
+#: Data set -> its reader, its title and a batch size that makes about a hundred steps an epoch.
+DATA = {"bbc": (load_bbc, "BBC news", 16), "tweets": (load_tweets, "Tweets", 256)}
+
+
+def make_pipeline(
+    optimizer: Any = "ftrl", batch_size: int = 16, memory: str | None = None
+) -> Pipeline:
     """Return the pipeline from texts to classes; `memory` caches its first part."""
     return Pipeline(
         [
@@ -80,7 +86,7 @@ def make_pipeline(optimizer: Any = "ftrl", memory: str | None = None) -> Pipelin
                     penalty="l1",
                     alpha=ALPHA,
                     optimizer=optimizer,
-                    batch_size=16,
+                    batch_size=batch_size,
                     max_iter=EPOCHS,
                     tol=None,  # No stopping rule: everyone makes all of the epochs.
                     random_state=0,
@@ -93,7 +99,7 @@ def make_pipeline(optimizer: Any = "ftrl", memory: str | None = None) -> Pipelin
 
 def load(data: str = "bbc", small: bool = False) -> list[Any]:
     """Return texts to train on and to test on, and their classes: 80 % and 20 % of each class."""
-    texts, labels = load_bbc() if data == "bbc" else load_tweets()
+    texts, labels = DATA[data][0]()
     if small:
         texts, _, labels, _ = train_test_split(
             texts, labels, train_size=800, stratify=labels, random_state=0
@@ -101,11 +107,11 @@ def load(data: str = "bbc", small: bool = False) -> list[Any]:
     return train_test_split(texts, labels, test_size=0.2, stratify=labels, random_state=0)
 
 
-def show_ftrl(split: list[Any]) -> None:
+def show_ftrl(split: list[Any], batch_size: int) -> None:
     """Fit the pipeline with FTRL, and print what it learned."""
     texts, test_texts, labels, test_labels = split
     start = time.perf_counter()
-    pipeline = make_pipeline(FTRL(10.0)).fit(texts, labels)
+    pipeline = make_pipeline(FTRL(10.0), batch_size).fit(texts, labels)
     seconds = time.perf_counter() - start
     coef, words = pipeline[-1].coef_, pipeline[0].get_feature_names_out()
     print(
@@ -116,11 +122,11 @@ def show_ftrl(split: list[Any]) -> None:
         print(f"  {label:14}{', '.join(words[np.argsort(row)[:-9:-1]])}")
 
 
-def search(split: list[Any], folds: int = 3) -> GridSearchCV:
+def search(split: list[Any], batch_size: int = 16, folds: int = 3) -> GridSearchCV:
     """Return the grid search over all optimizers, by log-loss."""
     with TemporaryDirectory() as memory:
         grid = GridSearchCV(
-            make_pipeline(memory=memory),
+            make_pipeline(batch_size=batch_size, memory=memory),
             GRID,
             scoring="neg_log_loss",
             cv=folds,
@@ -141,11 +147,11 @@ def best_settings(grid: GridSearchCV) -> dict[str, dict[str, Any]]:
 
 
 def compare(
-    split: list[Any], settings: dict[str, dict[str, Any]]
+    split: list[Any], settings: dict[str, dict[str, Any]], batch_size: int = 16
 ) -> tuple[list[list[Any]], dict[str, Any]]:
     """Train with each of the settings; return the rows of the table, and the models by name."""
     texts, test_texts, labels, test_labels = split
-    pipeline = make_pipeline()
+    pipeline = make_pipeline(batch_size=batch_size)
     X, X_test = pipeline[0].fit_transform(texts), pipeline[0].transform(test_texts)
     models = {name: clone(pipeline).set_params(**params)[-1] for name, params in settings.items()}
     peers = {
@@ -176,17 +182,18 @@ def compare(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", choices=["bbc", "tweets"], default="bbc")
+    parser.add_argument("--data", choices=DATA, default="bbc")
     parser.add_argument("--small", action="store_true", help="a part of the data, two folds")
     options = parser.parse_args(arguments)
     start = time.perf_counter()
 
+    _, title, batch_size = DATA[options.data]
     split = load(options.data, options.small)
     print(f"{len(split[0]):,} texts to train on, {len(split[1]):,} to test on.\n")
-    show_ftrl(split)
+    show_ftrl(split, batch_size)
 
     grid_start = time.perf_counter()
-    grid = search(split, folds=2 if options.small else 3)
+    grid = search(split, batch_size, folds=2 if options.small else 3)
     print(
         f"\nGrid search over {len(grid.cv_results_['params'])} settings of ten optimizers, "
         f"{grid.n_splits_} folds, 2 jobs: {time.perf_counter() - grid_start:.0f} s.\n"
@@ -194,11 +201,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
 
     print("\nThe best setting of each, trained on the whole training set, on the test set:\n")
-    rows, models = compare(split, best_settings(grid))
+    rows, models = compare(split, best_settings(grid), batch_size)
     print_table(["optimizer", "accuracy", "log-loss", "non-zero weights", "seconds"], rows)
     file = plot_loss_curves(
         models,
-        f"{'BBC news' if options.data == 'bbc' else 'Tweets'}: log-loss + L1 on the training set",
+        f"{title}: log-loss + L1 on the training set",
         f"text_classification_{options.data}.png",
     )
     print(f"\nLoss curves: {file}\n{time.perf_counter() - start:.0f} s in all.")

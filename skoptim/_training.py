@@ -206,14 +206,15 @@ class Trainer:
             width=self.network.layer_sizes[1],
             sparse=sparse,
         )
+        lazy = sparse and self._owing_pays(updater)
         if self._fits_one_call(sparse):
-            loss = self._linear_block(updater, order, part)
+            loss = self._linear_block(updater, order, part, lazy)
         else:
-            take_step = self._sparse_step if sparse else self._dense_step
+            take_step = self._sparse_step if lazy else self._dense_step
             loss = 0.0
             for step in range(n_steps):
                 loss += take_step(updater, self._batch(order, part, step), step)
-            if sparse:
+            if lazy:
                 updater.flush()
             loss = self.device.read_scalar(loss)
         self.state.step += n_steps
@@ -247,7 +248,13 @@ class Trainer:
         work = self.options.batch_size * network.first_layer_size
         return sparse or work <= _SMALL_DENSE_STEP
 
-    def _linear_block(self, updater: Any, order: Any, part: slice) -> float:
+    def _owing_pays(self, updater: Any) -> bool:
+        """Whether to update the columns that a batch touches only, and owe the rest their steps."""
+        X = self.data.X
+        per_row = X.n_stored / max(X.shape[0], 1)
+        return updater.owing_pays(min(per_row * self.options.batch_size, X.shape[1]))
+
+    def _linear_block(self, updater: Any, order: Any, part: slice, lazy: bool) -> float:
         rows = np.arange(self.data.n_samples) if order is None else order
         clip_norm = self.optimizer.clip_norm
         return updater.linear_epoch(
@@ -260,6 +267,7 @@ class Trainer:
             self.network.loss.parameter,
             self.network.fit_intercept,
             np.inf if clip_norm is None else clip_norm,
+            lazy,
         )
 
     def _dense_step(self, updater: Any, batch: Batch, step: int) -> float:

@@ -57,6 +57,11 @@ class Matrix:
             self.native = native(*_csr_arrays(X), *X.shape)
 
     @property
+    def n_stored(self) -> int:
+        """Number of stored entries of a CSR matrix."""
+        return self.array.nnz
+
+    @property
     def longest_row(self) -> int:
         """The largest number of stored entries in a row; 0 for a dense matrix."""
         return self.native.longest_row

@@ -189,6 +189,11 @@ class Matrix:
         self._consecutive: dict[tuple[int, int], _Entries] = {}
         self._listed: tuple[Any, _Entries] | None = None
 
+    @property
+    def n_stored(self) -> int:
+        """Number of stored entries of a CSR matrix."""
+        return len(self.data)
+
     def entries(self, rows: Any, first: int, n: int) -> _Entries:
         """Return the stored entries of a batch, sorted by column.
 
@@ -377,6 +382,13 @@ class Updater:
         """Pay all columns all steps of the block."""
         self._pay(None, self._n_columns, len(self._rows))
 
+    def owing_pays(self, touched_columns: float) -> bool:
+        """Whether to step the touched columns only, rather than all; not measured on a device yet.
+
+        Steps that are replayed cost arithmetic, those of all columns memory traffic.
+        """
+        return 8.0 * touched_columns < self._n_columns
+
     @property
     def _tile_size(self) -> int:
         return _tile_size(self._width)
@@ -421,7 +433,10 @@ class Updater:
         n_steps, row_width = self._rows.shape
         self._paid = _cupy().zeros(self._n_columns, dtype=np.int32)
         self._steps = {
-            **{name: empty(n_steps + 1, np.float64) for name in ("decay", "threshold", "averaged", "highest_rate")},
+            **{
+                name: empty(n_steps + 1, np.float64)
+                for name in ("decay", "threshold", "averaged", "highest_rate")
+            },
             "closed_idle": empty(1, np.int32),
             "rows": self._rows,
             "row_width": row_width,

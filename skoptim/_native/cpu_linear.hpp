@@ -49,12 +49,13 @@ class LinearTrainer {
       const int64_t n = e_.n_samples - begin < e_.batch_size ? e_.n_samples - begin : e_.batch_size;
       loss += train_batch(e_.order + begin, n, step);
     }
-    if (sparse()) pay(nullptr, e_.x.n_columns, e_.block.n_steps);
+    if (owes()) pay(nullptr, e_.x.n_columns, e_.block.n_steps);
     return loss;
   }
 
  private:
   bool sparse() const { return e_.x.indices != nullptr; }
+  bool owes() const { return sparse() && e_.lazy; }
   const T* row(int64_t step) const { return e_.block.rows + step * e_.block.width; }
   void pay(const int64_t* columns, int64_t n, int64_t to) const {
     e_.rule->pay_columns(e_.parameters, columns, n, width_, e_.block, e_.paid, to);
@@ -65,7 +66,7 @@ class LinearTrainer {
     int64_t n_touched = 0;
     if (sparse()) {
       n_touched = touch(e_.x, rows, 0, n, scratch.position, scratch.columns);
-      pay(scratch.columns, n_touched, step);
+      if (owes()) pay(scratch.columns, n_touched, step);
       csr_matmul(e_.x, rows, 0, n, e_.parameters.w, width_, scratch.scores);
     } else {
       dense_scores(e_.x, rows, n, e_.parameters.w, width_, scratch.scores);
@@ -76,10 +77,11 @@ class LinearTrainer {
     const double loss = e_.loss->batch(scratch.scores, n, width_, e_.targets, rows, 0, e_.weights,
                                        e_.loss_parameter, T(1) / T(n), scratch.derivatives);
     column_sums(scratch.derivatives, n, width_, scratch.bias_gradient);
-    if (sparse())
+    if (owes())
       update_touched(rows, n, n_touched, step);
     else
-      update_all(rows, n, step);
+      update_all(rows, n, n_touched, step);
+    for (int64_t j = 0; j < n_touched; ++j) scratch.position[scratch.columns[j]] = -1;
     if (e_.fit_intercept)
       e_.rule->apply(e_.parameters, scratch.bias_gradient, n_coefficients_,
                      n_coefficients_ + width_, row(step), false, 0);
@@ -89,22 +91,27 @@ class LinearTrainer {
   void update_touched(const int64_t* rows, int64_t n, int64_t n_touched, int64_t step) const {
     const LinearScratch<T>& scratch = e_.scratch;
     // Without a gradient the step is an idle one: it is owed like any other.
-    if (any_derivative(n)) {
-      const int64_t size = n_touched * width_;
-      for (int64_t i = 0; i < size; ++i) scratch.gradients[i] = T(0);
-      csr_gradient(e_.x, rows, 0, n, scratch.position, scratch.derivatives, width_, scratch.gradients);
-      clip_norm(scratch.gradients, size);
-      e_.rule->apply_columns(e_.parameters, scratch.columns, n_touched, width_, scratch.gradients,
-                             row(step));
-      for (int64_t j = 0; j < n_touched; ++j) e_.paid[scratch.columns[j]] = int32_t(step + 1);
-    }
-    for (int64_t j = 0; j < n_touched; ++j) scratch.position[scratch.columns[j]] = -1;
+    if (!any_derivative(n)) return;
+    const int64_t size = n_touched * width_;
+    for (int64_t i = 0; i < size; ++i) scratch.gradients[i] = T(0);
+    csr_gradient(e_.x, rows, 0, n, scratch.position, scratch.derivatives, width_, scratch.gradients);
+    clip_norm(scratch.gradients, size);
+    e_.rule->apply_columns(e_.parameters, scratch.columns, n_touched, width_, scratch.gradients,
+                           row(step));
+    for (int64_t j = 0; j < n_touched; ++j) e_.paid[scratch.columns[j]] = int32_t(step + 1);
   }
 
-  void update_all(const int64_t* rows, int64_t n, int64_t step) const {
-    dense_gradient(e_.x, rows, n, e_.scratch.derivatives, width_, e_.scratch.gradients);
-    clip_norm(e_.scratch.gradients, n_coefficients_);
-    e_.rule->apply(e_.parameters, e_.scratch.gradients, 0, n_coefficients_, row(step), true, width_);
+  void update_all(const int64_t* rows, int64_t n, int64_t n_touched, int64_t step) const {
+    const LinearScratch<T>& scratch = e_.scratch;
+    if (sparse())
+      csr_gradient<T>(e_.x, rows, 0, n, nullptr, scratch.derivatives, width_, scratch.gradients);
+    else
+      dense_gradient(e_.x, rows, n, scratch.derivatives, width_, scratch.gradients);
+    clip_norm(scratch.gradients, n_coefficients_);
+    e_.rule->apply(e_.parameters, scratch.gradients, 0, n_coefficients_, row(step), true, width_);
+    // Only the touched columns of the gradient are not zero already.
+    for (int64_t j = 0; j < n_touched; ++j)
+      for (int64_t k = 0; k < width_; ++k) scratch.gradients[scratch.columns[j] * width_ + k] = T(0);
   }
 
   bool any_derivative(int64_t n) const {

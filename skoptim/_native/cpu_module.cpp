@@ -278,10 +278,18 @@ class Updater {
     rule_.pay_columns(parameters_, nullptr, n_columns_, width_, block_, paid_.data(), block_.n_steps);
   }
 
+  // Whether owing idle steps to the columns that a batch does not touch costs less than stepping
+  // them all. A replayed step costs about eight times a vectorised one.
+  bool owing_pays(double touched_columns) const {
+    const double replayed = std::min(rule_.steps_to_replay(block_.rows, block_.closed_idle),
+                                     double(n_columns_) / std::max(touched_columns, 1.0));
+    return 8.0 * touched_columns * (1.0 + replayed) < double(n_columns_);
+  }
+
   double linear_epoch(const MatrixObject<T>& x, const TargetsObject<T>& targets,
                       std::optional<Input<T>> weights, Input<int64_t> order, int64_t batch_size,
                       const std::string& loss, double parameter, bool fit_intercept,
-                      double clip_norm) {
+                      double clip_norm, bool lazy) {
     const int64_t n = order.shape(0);
     require(batch_size > 0 && (n + batch_size - 1) / batch_size == block_.n_steps,
             "order: as many batches as there are rows of scalars");
@@ -293,15 +301,15 @@ class Updater {
     const bool sparse = x.view.indices != nullptr;
     batch_size = std::min(batch_size, n);
     // Products cannot overflow: both factors are bounded by what is in memory.
-    const int64_t most = sparse ? std::min(n_columns_, x.longest_row * batch_size) : n_columns_;
-    std::vector<int64_t> columns(sparse ? most : 0);
+    const int64_t touched = std::min(n_columns_, x.longest_row * batch_size);
+    std::vector<int64_t> columns(sparse ? touched : 0);
     std::vector<int32_t> position(sparse ? n_columns_ : 0, -1);
-    std::vector<T> gradients(most * width_), scores(batch_size * width_),
+    std::vector<T> gradients((sparse && lazy ? touched : n_columns_) * width_), scores(batch_size * width_),
         derivatives(batch_size * width_), bias_gradient(width_);
     const LinearEpoch<T> epoch{x.view, targets.view, weights ? weights->data() : nullptr,
                                order.data(), n, batch_size, width_, fit_intercept, clip_norm,
                                &find_loss<T>(loss), T(parameter), &rule_, parameters_, block_,
-                               paid_.data(),
+                               lazy, paid_.data(),
                                {columns.data(), gradients.data(), scores.data(),
                                 derivatives.data(), bias_gradient.data(), position.data()}};
     return kernels_.linear_epoch(epoch);
@@ -379,8 +387,9 @@ void bind(nb::module_& m, const char* suffix) {
       .def("apply_columns", &Updater<T>::apply_columns, "columns"_a, "g"_a.noconvert(), "step"_a)
       .def("pay", &Updater<T>::pay, "columns"_a, "step"_a)
       .def("flush", &Updater<T>::flush)
+      .def("owing_pays", &Updater<T>::owing_pays, "touched_columns"_a)
       .def("linear_epoch", &Updater<T>::linear_epoch, "x"_a, "targets"_a, "weights"_a.noconvert().none(),
-           "order"_a, "batch_size"_a, "loss"_a, "parameter"_a, "fit_intercept"_a, "clip_norm"_a);
+           "order"_a, "batch_size"_a, "loss"_a, "parameter"_a, "fit_intercept"_a, "clip_norm"_a, "lazy"_a);
 
   m.def("gather_rows",
         [](Input2d<T> x, Input<int64_t> rows, Output2d<T> out) {

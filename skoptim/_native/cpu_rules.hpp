@@ -143,7 +143,8 @@ struct RuleDriver {
       RuleInfo{NAME, #__VA_ARGS__, __VA_ARGS__::n_slots, __VA_ARGS__::n_scalars,                 \
                n_common + __VA_ARGS__::n_scalars, __VA_ARGS__::uniform, __VA_ARGS__::slots, __VA_ARGS__::scalars},                  \
       RuleDriver<__VA_ARGS__, T>::apply, RuleDriver<__VA_ARGS__, T>::apply_columns,              \
-      RuleDriver<__VA_ARGS__, T>::pay_columns, running_sums<__VA_ARGS__, T>},
+      RuleDriver<__VA_ARGS__, T>::pay_columns, running_sums<__VA_ARGS__, T>,             \
+      steps_to_replay<__VA_ARGS__, T>},
 
 template <class T>
 struct RuleList {

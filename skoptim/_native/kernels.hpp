@@ -62,7 +62,9 @@ struct RuleKernels {
   void (*pay_columns)(const Parameters<T>&, const int64_t* columns, int64_t n, int64_t width,
                       const Block<T>&, int32_t* paid, int64_t to);
   bool (*running_sums)(const T* rows, int64_t n_steps, int64_t width, bool averaging, double* decay,
-                      double* threshold, double* averaged, double* highest_rate);
+                       double* threshold, double* averaged, double* highest_rate);
+  // How many idle steps have to be replayed before a closed form serves.
+  double (*steps_to_replay)(const T* row, bool closed_idle);
 };
 
 template <class T>
@@ -89,7 +91,7 @@ struct ActivationKernel {
 template <class T>
 struct LinearScratch {
   int64_t* columns;   // touched columns of a batch
-  T* gradients;       // (touched columns or all features, n_outputs)
+  T* gradients;       // (touched columns or all features, n_outputs), zero at first
   T* scores;          // (batch_size, n_outputs)
   T* derivatives;     // (batch_size, n_outputs)
   T* bias_gradient;   // (n_outputs,)
@@ -110,6 +112,7 @@ struct LinearEpoch {
   const RuleKernels<T>* rule;
   Parameters<T> parameters;  // coefficients (n_features, n_outputs), then intercepts (n_outputs)
   Block<T> block;
+  bool lazy;      // CSR: update the touched columns only, and owe the rest its idle steps
   int32_t* paid;  // (n_features,), all zero
   LinearScratch<T> scratch;
 };

@@ -133,6 +133,20 @@ SKOPTIM_HD bool running_sums(const T* rows, int64_t n_steps, int64_t width, bool
   return closed;
 }
 
+// About how many idle steps of a column have to be replayed one by one before the rest has a closed
+// form; infinity if none has.
+#ifndef __CUDACC_RTC__
+template <class Rule, class T>
+double steps_to_replay(const T* row, bool closed_idle) {
+  const Common<T> c = load_common(row);
+  const bool pulled = c.l1 != T(0) || c.l2 != T(0) || c.group_l1 != T(0) || c.coupled_l2 != T(0) ||
+                      c.shrink != T(1) || Rule::contains_penalty;
+  if (pulled && !closed_idle) return SKOPTIM_INFINITY;
+  const double memory = Rule::memory(row + n_common);
+  return memory > 0 ? math::log(1e-18) / math::log(memory) : 0.0;
+}
+#endif
+
 // Pays the zero-gradient steps from..to of one parameter.
 template <class Rule, class T>
 SKOPTIM_HD void pay(T& w, T* s, T* average, const Steps<T>& steps, int64_t from, int64_t to) {

@@ -8,6 +8,8 @@
 //   step(w, g, s, c, k)  moves one weight; returns the step size of its diagonal metric, in which
 //                        non-smooth penalties are applied (the rate at which a constant gradient
 //                        moves w, so that the fixed point is that of the penalised objective)
+//   memory(k)            decay per step of what moves w without a gradient: 0 if nothing does, 1 if
+//                        it never fades
 //   contracts(k), coast(s, k, n)
 //                        for sparse training: see owed.hpp
 #pragma once
@@ -52,6 +54,8 @@ struct SGD {
     return c.learning_rate;
   }
   template <class T>
+  SKOPTIM_HD static T memory(const T*) { return T(0); }
+  template <class T>
   SKOPTIM_HD static bool contracts(const T*) { return true; }
   template <class T>
   SKOPTIM_HD static void coast(T*, const T*, T) {}
@@ -71,6 +75,8 @@ struct SGDMomentum {
     return c.learning_rate * k[4];
   }
   template <class T>
+  SKOPTIM_HD static T memory(const T* k) { return k[0]; }
+  template <class T>
   SKOPTIM_HD static bool contracts(const T*) { return true; }
   template <class T>
   SKOPTIM_HD static void coast(T* s, const T* k, T n) { s[0] *= math::pow(k[0], n); }
@@ -89,6 +95,8 @@ struct Adagrad {
     w -= c.learning_rate * (g / denominator);
     return c.learning_rate / denominator;
   }
+  template <class T>
+  SKOPTIM_HD static T memory(const T*) { return T(0); }
   template <class T>
   SKOPTIM_HD static bool contracts(const T*) { return true; }
   template <class T>
@@ -126,6 +134,8 @@ struct RMSprop {
       return c.learning_rate / denominator;
     }
   }
+  template <class T>
+  SKOPTIM_HD static T memory(const T* k) { return with_momentum ? k[2] : T(0); }
   // A centred variance can grow at first, and so let go of a weight that L1 holds at zero.
   template <class T>
   SKOPTIM_HD static bool contracts(const T*) { return !(centered && with_momentum); }
@@ -154,6 +164,8 @@ struct Adadelta {
     w -= c.learning_rate * delta;
     return c.learning_rate * ratio;
   }
+  template <class T>
+  SKOPTIM_HD static T memory(const T*) { return T(0); }
   template <class T>
   SKOPTIM_HD static bool contracts(const T*) { return true; }
   template <class T>
@@ -184,6 +196,8 @@ struct Adam {
     return step_size / denominator;
   }
   template <class T>
+  SKOPTIM_HD static T memory(const T* k) { return k[0]; }
+  template <class T>
   SKOPTIM_HD static bool contracts(const T* k) { return k[0] * k[0] <= k[1]; }
   template <class T>
   SKOPTIM_HD static void coast(T* s, const T* k, T n) {
@@ -206,6 +220,8 @@ struct Adamax {
     w -= step_size * (s[0] / s[1]);
     return step_size / s[1];
   }
+  template <class T>
+  SKOPTIM_HD static T memory(const T* k) { return k[0]; }
   template <class T>
   SKOPTIM_HD static bool contracts(const T* k) { return k[0] <= k[1]; }
   template <class T>
@@ -231,6 +247,8 @@ struct Nadam {
     w -= c.learning_rate * ((k[3] * g + k[4] * s[0]) / denominator);
     return c.learning_rate / denominator;
   }
+  template <class T>
+  SKOPTIM_HD static T memory(const T* k) { return k[0]; }
   template <class T>
   SKOPTIM_HD static bool contracts(const T* k) { return k[0] * k[0] <= k[1]; }
   template <class T>
@@ -270,6 +288,8 @@ struct FTRL {
     return T(1) / denominator;
   }
   template <class T>
+  SKOPTIM_HD static T memory(const T*) { return T(0); }
+  template <class T>
   SKOPTIM_HD static bool contracts(const T*) { return true; }
   template <class T>
   SKOPTIM_HD static void coast(T*, const T*, T) {}
@@ -291,6 +311,8 @@ struct Lion {
     const T pull = c.l1 + c.l2 * absolute(w), size = larger(absolute(direction), pull / T(2));
     return size > T(0) ? c.learning_rate / size : T(0);
   }
+  template <class T>
+  SKOPTIM_HD static T memory(const T*) { return T(1); }
   template <class T>
   SKOPTIM_HD static bool contracts(const T*) { return true; }
   template <class T>
