@@ -416,6 +416,8 @@ class Trainer:
 
     def _restore_best(self) -> None:
         self.network.parameters[...] = self._best_weights
+        batch_size = self.options.batch_size
+        self.optimizer.adopt(self.network.parameters, self.state, self.terms, batch_size)
         # The best weights may be averaged ones; averaging starts anew from them.
         if self.state.carries.pop("averaged_steps", None) is not None:
             self.state.slots.pop("average_sum")

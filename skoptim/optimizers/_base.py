@@ -88,8 +88,8 @@ class Optimizer(BaseEstimator):
 
     Notes
     -----
-    A penalty of the estimator is a prox step after `update` (a soft threshold for L1), in the metric
-    that `update` returns: return the step size that a unit of gradient is given,
+    A penalty of the estimator is a prox step after `update` (a soft threshold for L1), in the
+    metric that `update` returns: return the step size that a unit of gradient is given,
     ``learning_rate / denominator``, as an array like `w`. Returning None means `learning_rate`,
     right for rules of the form ``w -= learning_rate * g``.
 
@@ -358,6 +358,9 @@ class Optimizer(BaseEstimator):
         xp = device_of(w).xp
         return {name: xp.zeros(w.shape, dtype=w.dtype) for name in self.slot_names}
 
+    def adopt(self, w: Any, state: OptimizerState, terms: PenaltyTerms, batch_size: int) -> None:
+        """Bring the state in line with flat parameters that were set from outside."""
+
     def _strengths(self, steps: np.ndarray, terms: PenaltyTerms, batch_size: int) -> tuple:
         """Return the L1 and L2 strengths at each step."""
         return terms.l1, terms.l2
@@ -484,7 +487,7 @@ def _checked_gradients(leaves: list[Any], gradients: list[Any]) -> list[Any]:
         raise ValueError(f"grad: {len(gradients)} arrays for {len(leaves)} parameter arrays.")
     checked = []
     for w, g in zip(leaves, gradients, strict=True):
-        if not w.flags.writeable:
+        if not getattr(w.flags, "writeable", True):  # CuPy's arrays are always writeable.
             raise ValueError("w is read-only, and a step changes it in place; pass a copy.")
         if getattr(g, "shape", None) != w.shape:
             raise ValueError(f"grad has shape {np.shape(g)}, w has shape {w.shape}.")

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.utils._param_validation import Interval
 
 from skoptim._devices import device_of
-from skoptim.optimizers._base import LEARNING_RATE, NOT_NEGATIVE, Optimizer
+from skoptim.optimizers._base import LEARNING_RATE, NOT_NEGATIVE, Optimizer, OptimizerState
 from skoptim.penalties import PenaltyTerms
 
 
@@ -133,13 +133,24 @@ class FTRL(Optimizer):
         self, w: Any, batch_size: int = 1, n_penalised: int | None = None
     ) -> dict[str, Any]:
         xp = device_of(w).xp
-        n = self.initial_accumulator_value
-        alpha = float(self.learning_rates(np.array([1]))[0])
+        n = xp.full(w.shape, self.initial_accumulator_value, dtype=w.dtype)
+        terms = PenaltyTerms(n_penalised=n_penalised)
+        return {"z": self._dual(w, n, np.array([0]), terms, batch_size), "n": n}
+
+    def adopt(self, w: Any, state: OptimizerState, terms: PenaltyTerms, batch_size: int) -> None:
+        """Set z so that the weights it implies are `w`."""
+        steps = np.array([state.step])
+        state.slots["z"] = self._dual(w, state.slots["n"], steps, terms, batch_size)
+
+    def _dual(self, w: Any, n: Any, steps: np.ndarray, terms: PenaltyTerms, batch_size: int) -> Any:
+        """Return the z for which the formula, with the scalars of one step, gives `w`."""
+        xp = device_of(w).xp
+        alpha = float(self.learning_rates(np.maximum(steps, 1))[0])
+        l1, l2 = (float(np.ravel(s)[0]) for s in self._strengths(steps, terms, batch_size))
         z = -w * ((self.beta + n**-self.learning_rate_power) / alpha)
-        penalised = slice(n_penalised)
-        z[penalised] -= w[penalised] * (self.l2 / batch_size)
-        z[penalised] -= xp.sign(w[penalised]) * (self.l1 / batch_size)
-        return {"z": z.astype(w.dtype), "n": xp.full(w.shape, n, dtype=w.dtype)}
+        penalised = slice(terms.n_penalised)
+        z[penalised] -= w[penalised] * l2 + xp.sign(w[penalised]) * l1
+        return z.astype(w.dtype)
 
     def _validate(self, dtype: Any) -> None:
         super()._validate(dtype)
