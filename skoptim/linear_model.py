@@ -41,6 +41,57 @@ class _Linear(BaseTrainedEstimator):
         "average": [Interval(Integral, 0, None, closed="left"), "boolean"],
     }
 
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        coef_init: Any = None,
+        intercept_init: Any = None,
+    ) -> Any:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            float32 stays float32, all else becomes float64. CSR with 32- or 64-bit indices is used
+            as it is.
+        y : array-like of shape (n_samples,)
+            Labels, or in regression targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights, at least 0; only their ratios matter.
+        X_val, y_val, sample_weight_val : like X, y and sample_weight, or None
+            Samples to score after each epoch; with ``early_stopping=True`` nothing is held out of
+            `X` then.
+        coef_init : array-like of the shape of `coef_`, or None
+            Coefficients to start from.
+        intercept_init : array-like of shape (n_outputs,), or None
+            Intercepts to start from.
+
+        Returns
+        -------
+        self : estimator
+
+        Raises
+        ------
+        ValueError
+            If a parameter or an input is invalid, or if training diverged.
+        """
+        return self._train(
+            X,
+            y,
+            sample_weight,
+            X_val=X_val,
+            y_val=y_val,
+            sample_weight_val=sample_weight_val,
+            initial=_initial(coef_init, intercept_init),
+        )
+
     def _make_network(
         self, n_features: int, n_outputs: int, loss: Loss, device: Any, dtype: Any
     ) -> Network:
@@ -301,57 +352,6 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
         self.batch_size = batch_size
         self.device = device
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        *,
-        X_val: Any = None,
-        y_val: Any = None,
-        sample_weight_val: Any = None,
-        coef_init: Any = None,
-        intercept_init: Any = None,
-    ) -> SGDClassifier:
-        """Fit the model.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            float32 stays float32, all else becomes float64. CSR with 32- or 64-bit indices is used
-            as it is.
-        y : array-like of shape (n_samples,)
-            Labels.
-        sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights, at least 0; only their ratios matter.
-        X_val, y_val, sample_weight_val : like X, y and sample_weight, or None
-            Samples to score after each epoch; with ``early_stopping=True`` nothing is held out of
-            `X` then.
-        coef_init : array-like of the shape of `coef_`, or None
-            Coefficients to start from.
-        intercept_init : array-like of shape (n_outputs,), or None
-            Intercepts to start from.
-
-        Returns
-        -------
-        self : SGDClassifier
-
-        Raises
-        ------
-        ValueError
-            If a parameter or an input is invalid, or if training diverged.
-        """
-        return self._train(
-            X,
-            y,
-            sample_weight,
-            X_val=X_val,
-            y_val=y_val,
-            sample_weight_val=sample_weight_val,
-            initial=_initial(coef_init, intercept_init),
-        )
-
     @available_when(works_on_batches)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
@@ -586,55 +586,6 @@ class SGDRegressor(RegressorTargets, RegressorMixin, _Linear):
         self.optimizer = optimizer
         self.batch_size = batch_size
         self.device = device
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        *,
-        X_val: Any = None,
-        y_val: Any = None,
-        sample_weight_val: Any = None,
-        coef_init: Any = None,
-        intercept_init: Any = None,
-    ) -> SGDRegressor:
-        """Fit the model.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            float32 stays float32, all else becomes float64.
-        y : array-like of shape (n_samples,)
-            Targets.
-        sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights, at least 0; only their ratios matter.
-        X_val, y_val, sample_weight_val : like X, y and sample_weight, or None
-            Samples to score after each epoch.
-        coef_init : array-like of shape (n_features,), or None
-            Coefficients to start from.
-        intercept_init : array-like of shape (1,), or None
-            Intercept to start from.
-
-        Returns
-        -------
-        self : SGDRegressor
-
-        Raises
-        ------
-        ValueError
-            If a parameter or an input is invalid, or if training diverged.
-        """
-        return self._train(
-            X,
-            y,
-            sample_weight,
-            X_val=X_val,
-            y_val=y_val,
-            sample_weight_val=sample_weight_val,
-            initial=_initial(coef_init, intercept_init),
-        )
 
     @available_when(works_on_batches)
     @_fit_context(prefer_skip_nested_validation=True)

@@ -36,6 +36,44 @@ class _MLP(BaseTrainedEstimator):
         "dropout": [Interval(Real, 0, 1, closed="left")],
     }
 
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Any:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            float32 stays float32, all else becomes float64.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Labels, or a 0/1 indicator matrix (multilabel); in regression targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights, at least 0; only their ratios matter.
+        X_val, y_val, sample_weight_val : like X, y and sample_weight, or None
+            Samples to score after each epoch; with ``early_stopping=True`` nothing is held out of
+            `X` then.
+
+        Returns
+        -------
+        self : estimator
+
+        Raises
+        ------
+        ValueError
+            If a parameter or an input is invalid, or if training diverged.
+        """
+        return self._train(
+            X, y, sample_weight, X_val=X_val, y_val=y_val, sample_weight_val=sample_weight_val
+        )
+
     def _layer_sizes(self) -> list[int]:
         sizes = self.hidden_layer_sizes
         sizes = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
@@ -269,44 +307,6 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
         self.class_weight = class_weight
         self.device = device
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        *,
-        X_val: Any = None,
-        y_val: Any = None,
-        sample_weight_val: Any = None,
-    ) -> MLPClassifier:
-        """Fit the model.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            float32 stays float32, all else becomes float64.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
-            Labels, or a 0/1 indicator matrix (multilabel).
-        sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights, at least 0; only their ratios matter.
-        X_val, y_val, sample_weight_val : like X, y and sample_weight, or None
-            Samples to score after each epoch; with ``early_stopping=True`` nothing is held out of
-            `X` then.
-
-        Returns
-        -------
-        self : MLPClassifier
-
-        Raises
-        ------
-        ValueError
-            If a parameter or an input is invalid, or if training diverged.
-        """
-        return self._train(
-            X, y, sample_weight, X_val=X_val, y_val=y_val, sample_weight_val=sample_weight_val
-        )
-
     @available_when(works_on_batches)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
@@ -505,43 +505,6 @@ class MLPRegressor(RegressorTargets, RegressorMixin, _MLP):
         self.l1_ratio = l1_ratio
         self.dropout = dropout
         self.device = device
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        *,
-        X_val: Any = None,
-        y_val: Any = None,
-        sample_weight_val: Any = None,
-    ) -> MLPRegressor:
-        """Fit the model.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            float32 stays float32, all else becomes float64.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Targets.
-        sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights, at least 0; only their ratios matter.
-        X_val, y_val, sample_weight_val : like X, y and sample_weight, or None
-            Samples to score after each epoch.
-
-        Returns
-        -------
-        self : MLPRegressor
-
-        Raises
-        ------
-        ValueError
-            If a parameter or an input is invalid, or if training diverged.
-        """
-        return self._train(
-            X, y, sample_weight, X_val=X_val, y_val=y_val, sample_weight_val=sample_weight_val
-        )
 
     @available_when(works_on_batches)
     @_fit_context(prefer_skip_nested_validation=True)

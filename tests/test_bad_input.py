@@ -39,8 +39,11 @@ def make_data(name, n_samples=40, n_features=5):
 
 def contents(model):
     """Return everything that the model remembers of its fit, as bytes."""
-    fitted = {key: value for key, value in vars(model).items() if key not in model.get_params()}
-    return {key: pickle.dumps(value) for key, value in fitted.items()}
+    return {
+        key: pickle.dumps(value)
+        for key, value in vars(model).items()
+        if key not in model.get_params() and "callback" not in key
+    }
 
 
 def assert_refused(name, match, *, parameters=None, call=None, error=ValueError, method="fit"):
@@ -646,6 +649,35 @@ def test_an_error_in_a_users_code_changes_nothing(optimizer):
     )
 
 
+class Complaining:
+    """A callback of scikit-learn's protocol that fails at the end of the first epoch."""
+
+    def setup(self, estimator, context):
+        """Begin."""
+
+    def teardown(self, estimator, context):
+        """End."""
+
+    def on_fit_task_begin(self, estimator, context, **received):
+        """Do nothing."""
+
+    def on_fit_task_end(self, estimator, context, **received):
+        """Fail."""
+        raise Unhappy
+
+
+@EACH
+def test_an_error_in_a_callback_changes_nothing(name):
+    X, y = make_data(name)
+    model = clone(ESTIMATORS[name]).set_params(warm_start=True).fit(X, y)
+    model.set_callbacks(Complaining())
+    for method in ("fit", "partial_fit"):
+        before = contents(model)
+        with pytest.raises(Unhappy):
+            getattr(model, method)(X, y)
+        assert contents(model) == before
+
+
 class Interrupted:
     """The derivative of tanh, which the user interrupts at the n-th call."""
 
@@ -684,6 +716,30 @@ def test_an_interrupted_fit_leaves_a_model_or_nothing(n_calls, sparse):
     assert model.n_iter_ == len(model.loss_curve_) == 2
     assert all(np.isfinite(coef).all() for coef in model.coefs_)
     assert model.predict(X).shape == y.shape
+
+
+def test_an_interrupted_fit_on_csr_has_paid_its_debts():
+    """It stands where the interrupted fit on the dense copy does."""
+    X, y = make_data("MLPClassifier", n_features=30)
+    X[np.random.default_rng(1).random(X.shape) < 0.95] = 0
+    found = []
+    for data in (X, sp.csr_matrix(X)):
+        model = MLPClassifier(
+            (4,),
+            activation=(np.tanh, Interrupted(30)),
+            batch_size=2,
+            max_iter=50,
+            optimizer=SGD(0.1, momentum=0.9),
+            penalty="l1",
+            alpha=0.01,
+            random_state=0,
+        )
+        with pytest.warns(UserWarning, match="interrupted"):
+            model.fit(data, y)
+        found.append(np.concatenate([coef.ravel() for coef in model.coefs_]))
+        # 20 steps in the whole epoch, 9 in the second up to the interrupt.
+        assert model.optimizer_state_.step == 29
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-9 * abs(found[0]).max())
 
 
 def test_every_message_ends_as_a_sentence():

@@ -28,6 +28,9 @@ from skoptim.optimizers import (
 from skoptim.penalties import L1, L2, Box, ElasticNet, GroupL1, NonNegative, PenaltyTerms
 from skoptim.schedules import Cosine
 
+# Whether these short fits converged is not what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
 
 def parametrize(table, name="optimizer"):
     return pytest.mark.parametrize(name, table.values(), ids=table.keys())

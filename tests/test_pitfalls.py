@@ -29,6 +29,9 @@ from skoptim.optimizers import FTRL, LBFGS, SGD, Adam, ProximalGradient
 from skoptim.penalties import NonNegative
 from skoptim.schedules import Adaptive, Cosine
 
+# Whether these short fits converged is not what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
 ESTIMATORS = {
     "SGDClassifier": SGDClassifier("log_loss", random_state=0),
     "SGDRegressor": SGDRegressor("huber", random_state=0),
@@ -124,7 +127,7 @@ def public_objects():
     yield from ESTIMATORS.values()
 
 
-@pytest.mark.parametrize("thing", public_objects(), ids=lambda thing: type(thing).__name__)
+@pytest.mark.parametrize("thing", list(public_objects()), ids=lambda thing: type(thing).__name__)
 def test_2_clone_pickle_and_constructors(thing):
     """No constructor mutates or copies its arguments (scikeras#70, sk#29157)."""
     params = thing.get_params(deep=False)
@@ -275,6 +278,26 @@ def test_6_early_stopping_then_partial_fit(name):
     assert model.optimizer_state_.step > steps
 
 
+@pytest.mark.parametrize(
+    "optimizer", [FTRL(0.5), FTRL(Cosine(0.5, 100, final=0.01)), FTRL(Adaptive(0.5)), SGD(0.1)]
+)
+@EACH
+def test_6_training_goes_on_from_the_best_weights(name, optimizer):
+    """The restored weights are the state's, too, where that holds them (FTRL's z)."""
+    X, y = make_data(name, n_samples=200)
+    model = clone(ESTIMATORS[name]).set_params(
+        early_stopping=True, n_iter_no_change=6, tol=1e-3, optimizer=optimizer, penalty=None
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(X, y)
+    restored = parameters(model)
+    # One step of next to no weight: nothing may jump.
+    model.set_params(early_stopping=False, batch_size=10)
+    model.partial_fit(X[:10], y[:10], sample_weight=np.full(10, 1e-12))
+    np.testing.assert_allclose(parameters(model), restored, rtol=0, atol=1e-8)
+
+
 # --- 7 to 20: numbers -----------------------------------------------------------------------------
 
 
@@ -391,7 +414,7 @@ def test_8_the_loss_is_the_mean_over_the_training_rows(name, weighted):
 @EACH
 def test_9_bagging_with_early_stopping(name, early_stopping):
     """Bootstrap weights are often zero (sk#17229)."""
-    X, y = make_data(name, n_samples=80)
+    X, y = make_data(name, n_samples=80, n_classes=2)
     bagging = BaggingClassifier if name.endswith("Classifier") else BaggingRegressor
     base = clone(ESTIMATORS[name]).set_params(early_stopping=early_stopping, max_iter=3, tol=None)
     with warnings.catch_warnings():
@@ -781,6 +804,55 @@ def test_18_and_is_still_divided_when_the_loss_stops_falling():
     falls = rates[1:] < rates[:-1]
     assert falls.sum() >= 2
     np.testing.assert_allclose(rates[:-1][falls] / rates[1:][falls], 4.0)
+
+
+@parametrize(ELEMENTWISE)
+def test_18_a_division_of_the_rate_moves_no_weight(optimizer):
+    """Without a gradient, momentum or decay, a lower rate changes nothing; FTRL's state follows."""
+    rate = "alpha" if isinstance(optimizer, FTRL) else "learning_rate"
+    optimizer = clone(optimizer).set_params(**{rate: Adaptive(0.1)})
+    if any(getattr(optimizer, name, 0) for name in ("l1", "l2", "weight_decay")):
+        return  # These move the weights at any rate.
+    w = np.array([0.5, -1.0, 0.0])
+    state = optimizer.init(w)
+    for g in np.random.default_rng(0).standard_normal((10, 3)):
+        optimizer.step(w, g, state)
+    for name in ("first_moment", "momentum_buffer"):
+        if name in state.slots:
+            state.slots[name][...] = 0
+    before = w.copy()
+    state.carries["learning_rate_scale"] = 0.2
+    for _ in range(3):
+        optimizer.step(w, np.zeros(3), state)
+    np.testing.assert_allclose(w, before, rtol=1e-12)
+    if not isinstance(optimizer, FTRL):
+        return
+    # And from there on it goes as with the lower rate: the weights of the same z and n.
+    optimizer.step(w, np.ones(3), state)
+    power = -optimizer.learning_rate_power
+    denominator = (optimizer.beta + state.slots["n"] ** power) / 0.02
+    np.testing.assert_allclose(w, -state.slots["z"] / denominator, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
+@EACH
+def test_18_ftrl_with_an_adaptive_rate_keeps_what_it_learned(name, sparse):
+    """A division in the middle of training does not throw the weights back."""
+    X, y = make_data(name, n_samples=200)
+    model = clone(ESTIMATORS[name]).set_params(
+        optimizer=FTRL(Adaptive(0.5, factor=10.0, patience=1)),
+        penalty=None,
+        max_iter=40,
+        tol=1e-4,
+        n_iter_no_change=40,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(sp.csr_matrix(X) if sparse else X, y)
+    rates = np.array(model.history_["learning_rate"])
+    assert (rates[1:] < rates[:-1]).any()
+    # The loss never rises by more than the noise of an epoch.
+    assert np.diff(model.loss_curve_).max() < 0.1 * model.loss_curve_[0]
 
 
 def arrays_of(thing):

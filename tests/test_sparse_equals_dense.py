@@ -41,6 +41,9 @@ from skoptim.schedules import (
     Warmup,
 )
 
+# Whether these short fits converged is not what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
 TOLERANCE = {np.float64: 1e-9, np.float32: 1e-4}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 

@@ -184,6 +184,14 @@ def test_by_hand_with_all_that_the_base_offers():
         np.testing.assert_allclose(state.slots["velocity"], velocity, rtol=1e-13)
 
 
+@pytest.mark.parametrize("settings", [{}, {"l2": 0.5}, {"clip_norm": 100.0}, {"clip_value": 1.0}])
+def test_by_hand_the_callers_gradient_is_not_changed(settings):
+    optimizer, w, g = Tuned(0.1, **settings), np.ones(4), np.linspace(-2, 2, 4)
+    kept = g.copy()
+    optimizer.step(w, g, optimizer.init(w))
+    np.testing.assert_array_equal(g, kept)
+
+
 @EVERY
 def test_lists_of_arrays_and_shapes(optimizer):
     rng = np.random.default_rng(2)
