@@ -216,7 +216,16 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
         """Put back what a fit learns before it trains, should it fail: nothing half-written."""
-        names = ("classes_", "n_outputs_", "n_features_in_", "feature_names_in_")
+        names = (
+            "classes_",
+            "n_outputs_",
+            "n_features_in_",
+            "feature_names_in_",
+            "_is_multilabel",
+        )
+        # partial_fit goes on writing into the history; what it added is taken back.
+        history = getattr(self, "history_", {})
+        lengths = {name: len(values) for name, values in history.items()}
         before = {name: getattr(self, name) for name in names if hasattr(self, name)}
         try:
             yield
@@ -226,6 +235,11 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                     setattr(self, name, before[name])
                 elif name in vars(self):
                     delattr(self, name)
+            for name in list(history):
+                if name in lengths:
+                    del history[name][lengths[name] :]
+                else:
+                    del history[name]
             raise
 
     def _check_combination(
@@ -270,7 +284,11 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         """Return the training and validation sets; rows held out of X stay where they are."""
         train = held = None
         if self.early_stopping and held_out[0] is None:
-            train, held = hold_out(len(y), self.validation_fraction, targets.labels, random_state)
+            # Samples that weigh nothing would be no use to validate on.
+            counted = np.arange(len(y)) if weights is None else np.flatnonzero(weights)
+            labels = None if targets.labels is None else targets.labels[counted]
+            train, held = hold_out(len(counted), self.validation_fraction, labels, random_state)
+            train, held = counted[train], counted[held]
         matrix = device.Matrix(X)
         native_targets = self._native_targets(device, targets, X.dtype)
         if incremental:
@@ -343,7 +361,13 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         keep = not initial and not optimizer.is_full_batch and old.step > 0
         if keep and all(name in old.slots for name in optimizer.slot_names):
             optimizer._validate(network.dtype)
-            return deepcopy(old)
+            state = deepcopy(old)
+            if not getattr(self, "average", False):
+                # Averaging, if there was any, ends here.
+                for name in ("parameters", "average_sum"):
+                    state.slots.pop(name, None)
+                state.carries.pop("averaged_steps", None)
+            return state
         state = optimizer.init(
             network.parameters, batch_size=batch_size, n_penalised=network.n_coefficients
         )

@@ -114,6 +114,8 @@ class Trainer:
                     if finished := self._epoch():
                         break
             except KeyboardInterrupt:
+                if self.n_iter == 0:
+                    raise  # There is no epoch to publish.
                 warnings.warn("Training interrupted by user.", stacklevel=3)
                 finished = True
         if self.options.early_stopping and self._best_weights is not None:
@@ -131,9 +133,14 @@ class Trainer:
     def weights(self) -> Any:
         """The flat parameters of the model as it stands: averaged ones once averaging began."""
         count = self.state.carries.get("averaged_steps", 0.0)
-        if count:
-            return (self.state.slots["average_sum"] / count).astype(self.network.dtype)
-        return self.network.parameters
+        if not count:
+            return self.network.parameters
+        averaged = (self.state.slots["average_sum"] / count).astype(self.network.dtype)
+        if self.terms.is_constrained:
+            # The mean of many copies of a bound may lie beyond it by rounding.
+            coefs = averaged[: self.network.n_coefficients]
+            self.device.xp.clip(coefs, self.terms.lower, self.terms.upper, out=coefs)
+        return averaged
 
     # One epoch.
 
@@ -210,15 +217,25 @@ class Trainer:
         if self._fits_one_call(sparse):
             loss = self._linear_block(updater, order, part, lazy)
         else:
-            take_step = self._sparse_step if lazy else self._dense_step
-            loss = 0.0
-            for step in range(n_steps):
-                loss += take_step(updater, self._batch(order, part, step), step)
-            if lazy:
-                updater.flush()
-            loss = self.device.read_scalar(loss)
+            loss = self._steps(updater, order, part, n_steps, lazy)
         self.state.step += n_steps
         return loss
+
+    def _steps(self, updater: Any, order: Any, part: slice, n_steps: int, lazy: bool) -> float:
+        """Take the steps one by one; an interrupt leaves the model as the steps before it did."""
+        take_step = self._sparse_step if lazy else self._dense_step
+        loss, step = 0.0, 0
+        try:
+            for step in range(n_steps):
+                loss += take_step(updater, self._batch(order, part, step), step)
+        except KeyboardInterrupt:
+            if lazy:
+                updater.pay(self.device.asarray(np.arange(self.network.layer_sizes[0])), step)
+            self.state.step += step
+            raise
+        if lazy:
+            updater.flush()
+        return self.device.read_scalar(loss)
 
     def _averaging(self, n_steps: int) -> tuple[Any, Any]:
         """Return the sum of the averaged weights, and the weight of each step in it."""

@@ -130,6 +130,10 @@ class _Linear(BaseTrainedEstimator):
             value = np.asarray(initial[name], dtype=network.dtype)
             if value.size != target.size or value.shape[-1:] not in ((), target.shape[-1:]):
                 raise ValueError(f"{name}_init has shape {value.shape}; expected {target.shape}.")
+            if not np.isfinite(value).all():
+                raise ValueError(
+                    f"{name}_init contains NaN or infinity; start from finite numbers."
+                )
             target[...] = network.device.asarray(value.reshape(target.shape))
 
     def _attributes(self, network: Network, flat: Any) -> dict[str, Any]:

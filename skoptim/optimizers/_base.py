@@ -243,7 +243,8 @@ class Optimizer(BaseEstimator):
                 for name, slot in state.slots.items()
             }
             take_step = self._step_sparse if _is_sparse(gradient) else self._step_dense
-            take_step(leaf, gradient * scale if scale != 1 else gradient, slots, rows)
+            gradient = gradient * scale if scale != 1 else gradient
+            take_step(leaf, gradient, slots, rows, state.step)
         state.step += 1
 
     # What the training loop uses.
@@ -256,14 +257,19 @@ class Optimizer(BaseEstimator):
     def learning_rates(self, steps: np.ndarray) -> np.ndarray:
         """Return the learning rate at each of the steps, before any adaptive division."""
         rate: Any = self._learning_rate
-        rates = rate(steps) if callable(rate) else rate
-        rates = np.broadcast_to(np.asarray(rates, dtype=np.float64), steps.shape)
+        named = f"{self._rate_name}={rate!r} of {type(self).__name__}"
+        rates = np.asarray(rate(steps) if callable(rate) else rate, dtype=np.float64)
+        if rates.shape not in ((), steps.shape):
+            raise ValueError(
+                f"{named} gives rates of shape {rates.shape} for {len(steps)} steps; a schedule "
+                "must return one rate for each step number."
+            )
         if not (np.isfinite(rates).all() and (rates >= 0).all()):
             raise ValueError(
-                f"learning_rate={rate!r} of {type(self).__name__} gives a rate that is negative or "
-                "not finite; schedules must return rates of at least 0."
+                f"{named} gives a rate that is negative or not finite; schedules must return rates "
+                "of at least 0."
             )
-        return rates
+        return np.broadcast_to(rates, steps.shape)
 
     def prepare(
         self,
@@ -294,7 +300,7 @@ class Optimizer(BaseEstimator):
         steps = np.arange(state.step + 1, state.step + n_steps + 1, dtype=np.int64)
         rates = self.learning_rates(steps) * state.carries.get("learning_rate_scale", 1.0)
         l1, l2 = self._strengths(steps, terms, batch_size)
-        own = self.scalars(steps)
+        own = self._own_scalars(steps, rates, state)
         if self.rule:
             own = {name: own[name] for name in compiled_rules()[self.rule]["scalars"]}
         common = (
@@ -326,9 +332,12 @@ class Optimizer(BaseEstimator):
 
     # Hooks of the families.
 
+    #: The constructor's name of the learning rate.
+    _rate_name: ClassVar[str] = "learning_rate"
+
     @property
     def _learning_rate(self) -> Any:
-        return self.learning_rate
+        return getattr(self, self._rate_name)
 
     def _validate(self, dtype: Any) -> None:
         """Raise ValueError naming the first hyper-parameter that is out of range."""
@@ -361,7 +370,13 @@ class Optimizer(BaseEstimator):
     def adopt(self, w: Any, state: OptimizerState, terms: PenaltyTerms, batch_size: int) -> None:
         """Bring the state in line with flat parameters that were set from outside."""
 
-    def _strengths(self, steps: np.ndarray, terms: PenaltyTerms, batch_size: int) -> tuple:
+    def _own_scalars(
+        self, steps: np.ndarray, rates: np.ndarray, state: OptimizerState
+    ) -> dict[str, Any]:
+        """Return the scalars besides the common ones, given the rates in force."""
+        return self.scalars(steps)
+
+    def _strengths(self, steps: Any, terms: PenaltyTerms, batch_size: int) -> tuple:
         """Return the L1 and L2 strengths at each step."""
         return terms.l1, terms.l2
 
@@ -382,24 +397,36 @@ class Optimizer(BaseEstimator):
         norm = sum(device_of(a).squared_norm(a) for a in arrays) ** 0.5
         return min(1.0, self.clip_norm / norm) if norm > 0 else 1.0
 
-    def _step_dense(self, w: Any, g: Any, slots: dict[str, Any], rows: np.ndarray) -> None:
+    def _step_dense(
+        self, w: Any, g: Any, slots: dict[str, Any], rows: np.ndarray, step: int
+    ) -> None:
         device = device_of(w)
         flat_w = device.asarray(w).reshape(-1)
         flat_slots = {name: device.asarray(slot).reshape(-1) for name, slot in slots.items()}
         updater = bind_updater(
-            self, device, flat_w, flat_slots, None, rows, n_penalised=len(flat_w)
+            self,
+            device,
+            flat_w,
+            flat_slots,
+            None,
+            rows,
+            first_step=step,
+            n_penalised=len(flat_w),
         )
-        updater.apply(g.reshape(-1), 0)
+        # Array code may change its gradient, which is the caller's.
+        updater.apply(g.reshape(-1) if self.rule else g.ravel().copy(), 0)
         # Strided arrays were stepped in a contiguous copy.
         for array, flat in ((w, flat_w), *((slots[name], flat_slots[name]) for name in slots)):
             if not array.flags.c_contiguous:
                 array[...] = flat.reshape(array.shape)
 
-    def _step_sparse(self, w: Any, g: Any, slots: dict[str, Any], rows: np.ndarray) -> None:
+    def _step_sparse(
+        self, w: Any, g: Any, slots: dict[str, Any], rows: np.ndarray, step: int
+    ) -> None:
         place = (g.row, g.col)
         part = w[place]
         part_slots = {name: slot[place] for name, slot in slots.items()}
-        self._step_dense(part, g.data, part_slots, rows)
+        self._step_dense(part, g.data, part_slots, rows, step)
         w[place] = part
         for name, slot in slots.items():
             slot[place] = part_slots[name]

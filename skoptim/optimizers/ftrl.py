@@ -106,22 +106,32 @@ class FTRL(Optimizer):
         """Name of the compiled rule."""
         return "ftrl" if self.learning_rate_power == -0.5 else "ftrl_power"
 
-    @property
-    def _learning_rate(self) -> Any:
-        return self.alpha
-
-    def scalars(self, steps: np.ndarray) -> dict[str, Any]:
-        """Return the constants of the rule, and how much each step changes 1 / alpha."""
-        rates = self.learning_rates(np.maximum(np.append(steps[:1] - 1, steps), 1))
-        return {
-            "beta": self.beta,
-            "power": self.learning_rate_power,
-            "inverse_rate_change": np.diff(1.0 / rates),
-        }
-
+    _rate_name = "alpha"
     _couples_l2 = False
 
-    def _strengths(self, steps: np.ndarray, terms: PenaltyTerms, batch_size: int) -> tuple:
+    def learning_rates(self, steps: np.ndarray) -> np.ndarray:
+        """Return alpha at each of the steps; FTRL divides by it."""
+        rates = super().learning_rates(steps)
+        if (rates == 0).any():
+            raise ValueError(
+                f"alpha of FTRL must be positive at every step; alpha={self.alpha!r} gives 0. Let "
+                "the schedule end above 0."
+            )
+        return rates
+
+    def scalars(self, steps: np.ndarray) -> dict[str, Any]:
+        """Return the constants of the rule."""
+        return {"beta": self.beta, "power": self.learning_rate_power}
+
+    def _own_scalars(
+        self, steps: np.ndarray, rates: np.ndarray, state: OptimizerState
+    ) -> dict[str, Any]:
+        last = state.carries.get("last_rate", rates[0])
+        state.carries["last_rate"] = float(rates[-1])
+        changes = np.diff(1.0 / np.append(last, rates))
+        return {**self.scalars(steps), "inverse_rate_change": changes}
+
+    def _strengths(self, steps: Any, terms: PenaltyTerms, batch_size: int) -> tuple:
         # A step is given the mean gradient of its batch, so a strength against the sum over
         # samples is divided by the batch size.
         return (
@@ -134,28 +144,28 @@ class FTRL(Optimizer):
     ) -> dict[str, Any]:
         xp = device_of(w).xp
         n = xp.full(w.shape, self.initial_accumulator_value, dtype=w.dtype)
-        terms = PenaltyTerms(n_penalised=n_penalised)
-        return {"z": self._dual(w, n, np.array([0]), terms, batch_size), "n": n}
+        strengths = self._strengths(0, PenaltyTerms(), batch_size)
+        rate = float(self.learning_rates(np.array([1]))[0])
+        return {"z": self._dual(w, n, rate, strengths, n_penalised), "n": n}
 
     def adopt(self, w: Any, state: OptimizerState, terms: PenaltyTerms, batch_size: int) -> None:
         """Set z so that the weights it implies are `w`."""
-        steps = np.array([state.step])
-        state.slots["z"] = self._dual(w, state.slots["n"], steps, terms, batch_size)
+        n, rate = state.slots["n"], state.carries["last_rate"]
+        strengths = self._strengths(state.step, terms, batch_size)
+        state.slots["z"] = self._dual(w, n, rate, strengths, terms.n_penalised)
 
-    def _dual(self, w: Any, n: Any, steps: np.ndarray, terms: PenaltyTerms, batch_size: int) -> Any:
-        """Return the z for which the formula, with the scalars of one step, gives `w`."""
+    def _dual(self, w: Any, n: Any, rate: float, strengths: tuple, n_penalised: int | None) -> Any:
+        """Return the z for which the formula gives `w`."""
         xp = device_of(w).xp
-        alpha = float(self.learning_rates(np.maximum(steps, 1))[0])
-        l1, l2 = (float(np.ravel(s)[0]) for s in self._strengths(steps, terms, batch_size))
-        z = -w * ((self.beta + n**-self.learning_rate_power) / alpha)
-        penalised = slice(terms.n_penalised)
+        l1, l2 = strengths
+        z = -w * ((self.beta + n**-self.learning_rate_power) / rate)
+        penalised = slice(n_penalised)
         z[penalised] -= w[penalised] * l2 + xp.sign(w[penalised]) * l1
         return z.astype(w.dtype)
 
     def _validate(self, dtype: Any) -> None:
         super()._validate(dtype)
-        if (self.learning_rates(np.array([1])) == 0).any():
-            raise ValueError("alpha of FTRL must be positive at every step; the schedule gives 0.")
+        self.learning_rates(np.array([1]))
 
     @property
     def _rests_without_gradient(self) -> bool:
