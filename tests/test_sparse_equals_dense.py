@@ -5,6 +5,8 @@ The tolerances are those that the project promises: relative to the largest coef
 float64 and 1e-4 in float32.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -797,3 +799,59 @@ def test_float32_kernels(optimizer):
 
 def test_full_batch_optimizers_are_not_left_out():
     assert {p.values[0] for p in COMBINATIONS} >= set(FULL_BATCH.values())
+
+
+# --- Owing, or stepping all columns ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["binary", "multinomial", "mlp-classifier"])
+@pytest.mark.parametrize("penalty", ["none", "l1", "elasticnet"])
+@parametrize(ELEMENTWISE)
+def test_csr_equals_dense_when_all_columns_are_stepped(optimizer, penalty, task, monkeypatch):
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: False)
+    estimator, kind = TASKS[task]
+    estimator = clone(estimator).set_params(
+        optimizer=optimizer,
+        penalty=PENALTIES[penalty],
+        alpha=0.01,
+        batch_size=7,
+        max_iter=3,
+        tol=None,
+        random_state=0,
+    )
+    X = make_matrix(61, 30)
+    assert_same_model(*fit_both(estimator, X, make_target(X, kind)), 1e-9)
+
+
+def owing_pays(optimizer, terms, touched, n_columns=100_000):
+    w = np.zeros(n_columns)
+    state = optimizer.init(w)
+    rows = optimizer.prepare(state, 10, replace(terms, n_penalised=n_columns))
+    updater = bind_updater(
+        optimizer,
+        cpu,
+        w,
+        state.slots,
+        None,
+        rows,
+        n_penalised=n_columns,
+        n_columns=n_columns,
+        width=1,
+        sparse=True,
+    )
+    return updater.owing_pays(touched)
+
+
+def test_debts_are_made_only_where_they_are_cheaper():
+    l2 = PenaltyTerms(l2=1e-4)
+    for optimizer in (SGD(0.1), Adagrad(0.1), FTRL(0.1), ProximalGradient(0.1)):
+        # A closed form: cheap at a hundred touched columns of 100,000, dear at half of them.
+        assert owing_pays(optimizer, l2, 100), optimizer
+        assert not owing_pays(optimizer, l2, 50_000), optimizer
+    # Without a penalty nothing moves a column at rest.
+    assert owing_pays(RMSprop(0.01), PenaltyTerms(), 100)
+    # Under a penalty every step would have to be replayed.
+    assert not owing_pays(RMSprop(0.01), l2, 100)
+    # Adam's momentum fades within some 400 steps.
+    assert owing_pays(Adam(0.01), PenaltyTerms(), 10)
+    assert not owing_pays(Adam(0.01), PenaltyTerms(), 100)
