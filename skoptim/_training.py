@@ -92,6 +92,7 @@ class Trainer:
         self.best_score, self.best_loss = -np.inf, np.inf
         self._best_weights: Any = None
         self._epochs_without_improvement = 0
+        self._full_batch_tol = self._optimality = 0.0
         self._buffers: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -166,9 +167,13 @@ class Trainer:
         iteration = self.optimizer.iterate(
             self.network.parameters, value_and_grad, self.state, self.terms
         )
+        self._optimality = iteration.optimality
         tol = self.options.tol
-        converged = not iteration.progressed or (tol is not None and iteration.optimality <= tol)
-        return iteration.value, converged
+        if tol is not None and self.n_iter == 0:
+            # Where gradients are small from the start, a small one does not mean a minimum.
+            self._full_batch_tol = tol * min(1.0, iteration.optimality)
+        small = tol is not None and iteration.optimality <= self._full_batch_tol
+        return iteration.value, small or not iteration.progressed
 
     def _stochastic_epoch(self) -> float:
         order = self._order()
@@ -385,7 +390,9 @@ class Trainer:
 
     def _record(self, loss: float, seconds: float) -> None:
         epoch = {"loss": loss, "seconds": seconds}
-        if not self.optimizer.is_full_batch:
+        if self.optimizer.is_full_batch:
+            epoch["optimality"] = self._optimality
+        else:
             last = np.array([max(self.state.step, 1)])
             scale = self.state.carries.get("learning_rate_scale", 1.0)
             epoch["learning_rate"] = float(self.optimizer.learning_rates(last)[0]) * scale

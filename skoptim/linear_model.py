@@ -210,7 +210,8 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
     tol : float or None, default=1e-3
         Stop when the loss has not fallen by `tol` for `n_iter_no_change` epochs in a row. With a
         full-batch optimizer: stop when the largest entry of the gradient (of the gradient mapping,
-        under a non-smooth penalty) is at most `tol`. None: make `max_iter` epochs.
+        under a non-smooth penalty) is at most `tol` times the first one, or `tol` if that is above
+        1. None: make `max_iter` epochs.
     shuffle : bool, default=True
         Whether to visit the samples in a new order in each epoch. `X` is never copied.
     verbose : int, default=0
@@ -258,7 +259,8 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
     loss_curve_ : list of float
         The objective of each epoch: mean loss met along the way, plus the penalty at its end.
     history_ : dict of str to list of float
-        Per epoch: "loss", "seconds", "learning_rate", "validation_loss", "validation_score".
+        Per epoch: "loss", "seconds", "learning_rate" (full batch: "optimality", the gradient's
+        largest entry), "validation_loss", "validation_score".
     best_loss_ : float or None
         Lowest of `loss_curve_`; None with early stopping.
     validation_scores_ : list of float or None

@@ -179,7 +179,8 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
         Seed of the initial weights, the order of the samples, dropout and the validation split.
     tol : float or None, default=1e-4
         Stop when the loss has not fallen by `tol` for `n_iter_no_change` epochs in a row. With a
-        full-batch optimizer: stop when the largest entry of the gradient is at most `tol`.
+        full-batch optimizer: stop when the largest entry of the gradient is at most `tol` times the
+        first one, or `tol` if that is above 1.
     verbose : int, default=0
         Above 0, print a line per epoch.
     warm_start : bool, default=False
@@ -220,7 +221,8 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
     loss_curve_ : list of float
         The objective of each epoch: mean loss met along the way, plus the penalty at its end.
     history_ : dict of str to list of float
-        Per epoch: "loss", "seconds", "learning_rate", "validation_loss", "validation_score".
+        Per epoch: "loss", "seconds", "learning_rate" (full batch: "optimality", the gradient's
+        largest entry), "validation_loss", "validation_score".
     best_loss_ : float or None
         Lowest of `loss_curve_`; None with early stopping.
     validation_scores_ : list of float or None
@@ -456,7 +458,9 @@ class MLPRegressor(RegressorTargets, RegressorMixin, _MLP):
     >>> from sklearn.preprocessing import scale
     >>> from skoptim.neural_network import MLPRegressor
     >>> X, y = load_diabetes(return_X_y=True)
-    >>> model = MLPRegressor(hidden_layer_sizes=(20,), optimizer="lbfgs", alpha=0.1, random_state=0)
+    >>> model = MLPRegressor(
+    ...     hidden_layer_sizes=(20,), optimizer="lbfgs", alpha=0.1, max_iter=50, tol=None, random_state=0
+    ... )
     >>> bool(model.fit(scale(X), scale(y)).score(scale(X), scale(y)) > 0.5)
     True
     """

@@ -19,7 +19,7 @@ activation_forward = core.activation_forward
 activation_backward = core.activation_backward
 dropout = core.dropout
 column_sums = core.column_sums
-squared_norm = core.squared_norm
+dot = core.dot
 prox = core.prox
 prox_groups = core.prox_groups
 
@@ -107,6 +107,11 @@ def make_updater(
     kind = getattr(core, "Updater" + _SUFFIX[w.dtype])
     rows = np.ascontiguousarray(rows, dtype=w.dtype)
     return kind(rule, w, slots, average, rows, n_columns, width, n_penalised, sparse)
+
+
+def squared_norm(a: np.ndarray) -> float:
+    """Return the sum of the squares of all entries."""
+    return core.dot(a, a)
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:

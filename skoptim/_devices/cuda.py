@@ -669,6 +669,11 @@ def column_sums(a: Any, out: Any) -> None:
         column_sums(sums, out)
 
 
+def dot(a: Any, b: Any) -> float:
+    """Return the sum of a * b over all entries, in float64; this waits for the device."""
+    return float((a * b).sum(dtype=np.float64))
+
+
 def squared_norm(a: Any) -> float:
     """Return the sum of squares, in float64; this waits for the device."""
     return read_scalar(_sum(_squares(a))) if a.size else 0.0

@@ -11,7 +11,7 @@ const Kernels<T>& kernels() {
       LossList<T>::entries, LossList<T>::size,
       ActivationList<T>::entries, ActivationList<T>::size,
       linear_epoch<T>, gather_rows<T>, csr_matmul<T>, touch<T>, csr_gradient<T>, dropout<T>,
-      column_sums<T>, squared_norm<T>, prox_flat<T>, prox_groups<T>};
+      column_sums<T>, dot<T>, prox_flat<T>, prox_groups<T>};
   return table;
 }
 

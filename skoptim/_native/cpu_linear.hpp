@@ -123,8 +123,8 @@ class LinearTrainer {
   // Scales the whole gradient, intercepts included, to a norm of at most clip_norm.
   void clip_norm(T* gradients, int64_t size) const {
     if (!(e_.clip_norm < SKOPTIM_INFINITY)) return;
-    double norm = squared_norm(gradients, size);
-    if (e_.fit_intercept) norm += squared_norm(e_.scratch.bias_gradient, width_);
+    double norm = dot(gradients, gradients, size);
+    if (e_.fit_intercept) norm += dot(e_.scratch.bias_gradient, e_.scratch.bias_gradient, width_);
     norm = math::sqrt(norm);
     if (!(norm > e_.clip_norm)) return;
     const T factor = T(e_.clip_norm / norm);

@@ -472,11 +472,13 @@ void bind(nb::module_& m, const char* suffix) {
           kernels<T>().column_sums(a.data(), a.shape(0), a.shape(1), out.data());
         },
         "a"_a.noconvert(), "out"_a.noconvert(), Unlocked());
-  m.def("squared_norm",
-        [](nb::ndarray<const T, nb::c_contig, nb::device::cpu> a) {
-          return kernels<T>().squared_norm(a.data(), a.size());
+  m.def("dot",
+        [](nb::ndarray<const T, nb::c_contig, nb::device::cpu> a,
+           nb::ndarray<const T, nb::c_contig, nb::device::cpu> b) {
+          require(a.size() == b.size(), "dot: arrays of one size");
+          return kernels<T>().dot(a.data(), b.data(), a.size());
         },
-        "a"_a.noconvert(), Unlocked());
+        "a"_a.noconvert(), "b"_a.noconvert(), Unlocked());
   m.def("prox",
         [](Vector<T> w, Input<T> step, double l1, double l2, double lower, double upper) {
           require(step.shape(0) == 1 || step.shape(0) == w.shape(0), "step: one, or one for each weight");

@@ -172,11 +172,12 @@ void column_sums(const T* a, int64_t n, int64_t width, T* out) {
   for (int64_t i = 0; i < n; ++i) add_scaled(out, a + i * width, T(1), width);
 }
 
+// In double and by one thread: the result does not depend on how many there are.
 template <class T>
-double squared_norm(const T* a, int64_t n) {
+double dot(const T* a, const T* b, int64_t n) {
   double total = 0;
 #pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < n; ++i) total += double(a[i]) * a[i];
+  for (int64_t i = 0; i < n; ++i) total += double(a[i]) * b[i];
   return total;
 }
 

@@ -138,7 +138,7 @@ struct Kernels {
                        const int32_t* position, const T* delta, int64_t width, T* g);
   void (*dropout)(const T* a, int64_t n, uint64_t seed, uint64_t stream, double rate, T* out);
   void (*column_sums)(const T* a, int64_t n, int64_t width, T* out);
-  double (*squared_norm)(const T* a, int64_t n);
+  double (*dot)(const T* a, const T* b, int64_t n);
   // Prox of step * (l1, l2, box) in place; one step size, or one for each weight.
   void (*prox)(T* w, int64_t n, const T* steps, int64_t n_steps, T l1, T l2, T lower, T upper);
   void (*prox_groups)(T* w, int64_t n_groups, int64_t width, T threshold);

@@ -151,9 +151,9 @@ class LBFGS(FullBatchOptimizer):
 
     def _search(self, w: Any, objective: _Objective, state: OptimizerState) -> _Trial | None:
         """Return the next point along the quasi-Newton direction, or None."""
-        xp = device_of(w).xp
+        device = device_of(w)
         gradient = objective.pseudo_gradient(w, state.slots["gradient"])
-        norm = math.sqrt(float(xp.dot(gradient, gradient)))
+        norm = math.sqrt(device.dot(gradient, gradient))
         if not 0.0 < norm < math.inf:
             return None
         steps, changes = state.slots["steps"], state.slots["gradient_changes"]
@@ -197,7 +197,7 @@ class _Trial(NamedTuple):
         """Return the slope along a direction; NaN where the objective is not finite."""
         if not math.isfinite(self.value):
             return math.nan
-        return float(device_of(self.w).xp.dot(gradient, direction))
+        return device_of(self.w).dot(gradient, direction)
 
 
 class _Objective:
@@ -243,15 +243,15 @@ def _search_line(
     max_evaluations: int,
 ) -> _Trial | None:
     """Return a point on the line from `w` that satisfies the strong Wolfe conditions."""
-    xp = device_of(w).xp
-    slope = float(xp.dot(gradient, direction))
+    device = device_of(w)
+    slope = device.dot(gradient, direction)
     if not slope < 0.0:
         return None
     trials: dict[float, _Trial] = {}
 
     def phi(step: float) -> tuple[float, float]:
         trials.clear()
-        moved, gradient = w + step * direction, xp.empty_like(w)
+        moved, gradient = w + step * direction, device.xp.empty_like(w)
         trial = trials[step] = _Trial(moved, objective(moved, gradient), gradient)
         return trial.value, trial.slope(gradient, direction)
 
@@ -274,7 +274,8 @@ def _search_orthant(
     max_evaluations: int,
 ) -> _Trial | None:
     """Return a point of the orthant of `w` that decreases enough, by backtracking."""
-    xp = device_of(w).xp
+    device = device_of(w)
+    xp = device.xp
     noise = rounding_level(value, w)
     orthant = objective.orthant(w, gradient)
     step = first_step
@@ -282,7 +283,7 @@ def _search_orthant(
         moved, smooth_gradient = objective.project(w + step * direction, orthant), xp.empty_like(w)
         trial = _Trial(moved, objective(moved, smooth_gradient), smooth_gradient)
         change = moved - w
-        origin = Point(0.0, value, float(xp.dot(gradient, change)))
+        origin = Point(0.0, value, device.dot(gradient, change))
         # Within its orthant the objective is smooth, with this gradient.
         slope = trial.slope(smooth_gradient + objective.l1 * orthant, change)
         if origin.slope < 0.0 and decreases_enough(origin, Point(1.0, trial.value, slope), noise):
@@ -293,26 +294,27 @@ def _search_orthant(
 
 def _inverse_hessian_product(vector: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
     """Return H @ vector by the two-loop recursion (Nocedal and Wright, algorithm 7.4)."""
-    xp = device_of(vector).xp
+    device = device_of(vector)
     known = [(s, y, _curvature(s, y)) for s, y in pairs]
     known = [pair for pair in known if pair[2] > 0.0]
     if not known:
         return vector
     coefficients = []
     for s, y, curvature in reversed(known):
-        coefficient = float(xp.dot(s, vector)) / curvature
+        coefficient = device.dot(s, vector) / curvature
         vector = vector - coefficient * y
         coefficients.append(coefficient)
     _, y, curvature = known[-1]
-    vector = vector * (curvature / float(xp.dot(y, y)))
+    vector = vector * (curvature / device.dot(y, y))
     for (s, y, curvature), coefficient in zip(known, reversed(coefficients), strict=True):
-        vector = vector + (coefficient - float(xp.dot(y, vector)) / curvature) * s
+        vector = vector + (coefficient - device.dot(y, vector) / curvature) * s
     return vector
 
 
 def _curvature(step: Any, change: Any) -> float:
     """Return s'y, or 0.0 where it is too small beside the lengths of s and y to be trusted."""
-    xp = device_of(step).xp
-    curvature = float(xp.dot(step, change))
-    lengths = float(xp.dot(step, step)) * float(xp.dot(change, change))
+    device = device_of(step)
+    xp = device.xp
+    curvature = device.dot(step, change)
+    lengths = device.dot(step, step) * device.dot(change, change)
     return curvature if curvature > float(xp.finfo(step.dtype).eps) * math.sqrt(lengths) else 0.0

@@ -222,7 +222,7 @@ class ProximalGradient(FullBatchOptimizer):
         """Move `w` to the point reached, and set the momentum of the next iteration."""
         carries, slots = state.carries, state.slots
         movement = reached.w - w
-        uphill = float(device_of(w).xp.dot(start.w - reached.w, movement)) > 0.0
+        uphill = device_of(w).dot(start.w - reached.w, movement) > 0.0
         t = 1.0 if uphill else carries["t"]
         carries["t"] = 1.0 if uphill else 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * t * t))
         carries["momentum"] = (t - 1.0) / carries["t"] if self.acceleration else 0.0
@@ -254,14 +254,14 @@ def _relative_curvature(start: _Point, reached: _Point, step_size: float) -> flo
     """
     if not math.isfinite(reached.value):
         return math.inf
-    xp = device_of(start.w).xp
+    device = device_of(start.w)
     change = reached.w - start.w
-    squared_length = float(xp.dot(change, change))
+    squared_length = device.dot(change, change)
     if squared_length == 0.0:
         return 1.0
-    excess = reached.value - start.value - float(xp.dot(start.gradient, change))
+    excess = reached.value - start.value - device.dot(start.gradient, change)
     if abs(excess) <= rounding_level(start.value, start.w):
-        excess = 0.5 * float(xp.dot(reached.gradient - start.gradient, change))
+        excess = 0.5 * device.dot(reached.gradient - start.gradient, change)
     return 2.0 * step_size * excess / squared_length
 
 
