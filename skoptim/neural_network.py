@@ -459,8 +459,8 @@ class MLPRegressor(RegressorTargets, RegressorMixin, _MLP):
     >>> from skoptim.neural_network import MLPRegressor
     >>> X, y = load_diabetes(return_X_y=True)
     >>> model = MLPRegressor(
-    ...     hidden_layer_sizes=20, optimizer="lbfgs", alpha=0.1, max_iter=50, tol=None, random_state=0
-    ... )
+    ...     hidden_layer_sizes=20, optimizer="lbfgs", alpha=0.1, max_iter=50, tol=None
+    ... ).set_params(random_state=0)
     >>> bool(model.fit(scale(X), scale(y)).score(scale(X), scale(y)) > 0.5)
     True
     """
