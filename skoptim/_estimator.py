@@ -46,6 +46,10 @@ class Targets:
     values: np.ndarray | None = None
 
 
+# What a fresh state takes over from the last fit of a warm start.
+KEPT = ("seed", "epoch", "first_optimality")
+
+
 class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
     """Base of the estimators; subclasses say what the network, the loss and the targets are."""
 
@@ -147,7 +151,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         optimizer = clone(get_optimizer(self.optimizer))
         terms = resolve_penalty(self.penalty, self.alpha, self.l1_ratio)
         optimizer.check_penalty(terms)
-        self._check_combination(optimizer, incremental, X_val, y_val)
+        self._check_combination(optimizer, incremental, X_val, y_val, sample_weight_val)
         loss = self._resolve_loss()
         device = select_device(X, self.device)
 
@@ -169,6 +173,11 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             for name, value in self._learned(y, classes, going_on).items():
                 setattr(self, name, value)
             targets = self._encode(y)
+            if targets.labels is None and getattr(self, "class_weight", None) is not None:
+                raise ValueError(
+                    "class_weight needs one label per sample, and y is multilabel: set "
+                    "class_weight=None, or pass sample_weight."
+                )
             class_info = (getattr(self, "classes_", None), getattr(self, "class_weight", None))
             weights = check_weights(sample_weight, X, targets.labels, *class_info)
             if incremental and fitted and weights is not None and not weights.any():
@@ -243,12 +252,22 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             raise
 
     def _check_combination(
-        self, optimizer: Optimizer, incremental: bool, X_val: Any, y_val: Any
+        self,
+        optimizer: Optimizer,
+        incremental: bool,
+        X_val: Any,
+        y_val: Any,
+        sample_weight_val: Any,
     ) -> None:
         name = type(optimizer).__name__
         if incremental and self.early_stopping:
             raise ValueError(
                 "partial_fit does not hold out samples: set early_stopping=False, or use fit."
+            )
+        if incremental and getattr(self, "class_weight", None) == "balanced":
+            raise ValueError(
+                "class_weight='balanced' needs all samples, which partial_fit does not see: pass "
+                "a dictionary, as of sklearn.utils.compute_class_weight over a sample of the data."
             )
         if optimizer.is_full_batch and getattr(self, "average", False):
             raise ValueError(f"average needs an optimizer that works on batches, not {name}.")
@@ -257,6 +276,8 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 f"dropout makes the loss random, which {name} cannot minimise: set dropout=0, or "
                 "use a stochastic optimizer, as Adam()."
             )
+        if sample_weight_val is not None and X_val is None:
+            raise ValueError("sample_weight_val goes with X_val and y_val: give all, or none.")
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val go together: give both, or neither.")
 
@@ -283,9 +304,11 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
     ) -> tuple[Dataset, Validation | None]:
         """Return the training and validation sets; rows held out of X stay where they are."""
         train = held = None
+        counted = np.arange(len(y)) if weights is None else np.flatnonzero(weights)
+        if len(counted) < len(y):
+            # A sample that weighs nothing is as good as removed: it takes no step.
+            train = counted
         if self.early_stopping and held_out[0] is None:
-            # Samples that weigh nothing would be no use to validate on.
-            counted = np.arange(len(y)) if weights is None else np.flatnonzero(weights)
             labels = None if targets.labels is None else targets.labels[counted]
             train, held = hold_out(len(counted), self.validation_fraction, labels, random_state)
             train, held = counted[train], counted[held]
@@ -371,7 +394,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         state = optimizer.init(
             network.parameters, batch_size=batch_size, n_penalised=network.n_coefficients
         )
-        state.carries.update({k: v for k, v in old.carries.items() if k in ("seed", "epoch")})
+        state.carries.update({k: v for k, v in old.carries.items() if k in KEPT})
         return state
 
     def _set_initial(self, network: Network, initial: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ class Trainer:
         self.best_score, self.best_loss = -np.inf, np.inf
         self._best_weights: Any = None
         self._epochs_without_improvement = 0
-        self._full_batch_tol = self._optimality = 0.0
+        self._optimality = 0.0
         self._buffers: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -169,10 +169,10 @@ class Trainer:
         )
         self._optimality = iteration.optimality
         tol = self.options.tol
-        if tol is not None and self.n_iter == 0:
-            # Where gradients are small from the start, a small one does not mean a minimum.
-            self._full_batch_tol = tol * min(1.0, iteration.optimality)
-        small = tol is not None and iteration.optimality <= self._full_batch_tol
+        # Where gradients are small from the start, a small one does not mean a minimum. A warm
+        # start goes on with the scale of the first fit.
+        first = self.state.carries.setdefault("first_optimality", iteration.optimality)
+        small = tol is not None and iteration.optimality <= tol * min(1.0, first)
         return iteration.value, small or not iteration.progressed
 
     def _stochastic_epoch(self) -> float:
@@ -227,7 +227,7 @@ class Trainer:
         return loss
 
     def _steps(self, updater: Any, order: Any, part: slice, n_steps: int, lazy: bool) -> float:
-        """Take the steps one by one; an interrupt leaves the model as the steps before it did."""
+        """Take the steps one by one; after an interrupt all debts are paid."""
         take_step = self._sparse_step if lazy else self._dense_step
         loss, step = 0.0, 0
         try:
@@ -249,7 +249,9 @@ class Trainer:
         seen = (self.state.step + 1 + np.arange(n_steps)) * self.options.batch_size
         weights = (seen >= self.options.average).astype(np.float64)
         parameters = self.network.parameters
-        self.state.slots.setdefault("average_sum", self.device.xp.zeros_like(parameters))
+        # In float64: a float32 sum over many steps would lose the later ones.
+        zeros = self.device.xp.zeros(parameters.shape, dtype=np.float64)
+        self.state.slots.setdefault("average_sum", zeros)
         carries = self.state.carries
         carries["averaged_steps"] = carries.get("averaged_steps", 0.0) + float(weights.sum())
         return self.state.slots["average_sum"], weights

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.model_selection import train_test_split
-from sklearn.utils import _safe_indexing, compute_class_weight
+from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_sample_weight, column_or_1d
 
@@ -26,9 +26,9 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     unknown = classes[index] != y
     if unknown.any():
         raise ValueError(
-            f"y contains labels that are not in classes={list(classes)}: "
-            f"{sorted(set(np.asarray(y)[unknown].tolist()))}. Name all classes in the first call "
-            "of partial_fit."
+            f"y contains labels that are not in classes={classes.tolist()}: "
+            f"{sorted(set(np.asarray(y)[unknown].tolist()))}. The model knows the classes of its "
+            "first fit, or those named in the first call of partial_fit."
         )
     return index.astype(np.int32)
 
@@ -116,8 +116,3 @@ def hold_out(
             f"{n_samples} samples: {error} Raise validation_fraction, or pass X_val and y_val."
         ) from error
     return np.sort(train), np.sort(held)
-
-
-def take_rows(array: Any, rows: np.ndarray) -> Any:
-    """Return the given rows, or None of None."""
-    return None if array is None else _safe_indexing(array, rows)

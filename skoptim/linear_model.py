@@ -384,7 +384,9 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
         ------
         ValueError
             As `fit`; also without `classes` in the first call, with labels that are not among
-            them, with a full-batch optimizer, or with `early_stopping`.
+            them, or with `early_stopping`.
+        AttributeError
+            With a full-batch optimizer.
         """
         require_classes(self, classes)
         return self._train(X, y, sample_weight, incremental=True, classes=classes)

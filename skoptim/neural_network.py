@@ -332,7 +332,7 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
         -------
         self : MLPClassifier
         """
-        if np.ndim(y) != 2:
+        if np.ndim(y) != 2 or np.shape(y)[1] == 1:
             require_classes(self, classes)
         return self._train(X, y, sample_weight, incremental=True, classes=classes)
 

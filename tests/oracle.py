@@ -137,6 +137,10 @@ def lion(w, g, slots, t, *, learning_rate, beta_1=0.9, beta_2=0.99):
     return w - learning_rate * np.sign(c), {"first_moment": m}, h
 
 
+# Rules whose step is the rate times a normalised gradient.
+NORMALISED = ("Adagrad", "RMSprop", "Adam", "AdamW", "Adamax", "Nadam", "Lion")
+
+
 RULES = {
     "SGD": sgd,
     "Adagrad": adagrad,
@@ -242,14 +246,17 @@ def step(name, w, g, slots, t, params, *, l1=0.0, l2=0.0, lower=-np.inf, upper=n
     g = g + coupled_l2 * w
     w = w * (1 - rate * weight_decay)
 
+    before = w
     w, slots, h = RULES[name](w, g, slots, t, learning_rate=rate, **params)
 
     if name != "FTRL" and (l1 > 0 or l2 > 0):
-        if name == "Lion":
-            # A step of Lion has length learning_rate whatever |c| is: the penalty's pull is bounded
-            # by two of them, which still overcomes a step the other way.
-            with np.errstate(divide="ignore"):
-                h = np.minimum(h, 2 * rate / (l1 + l2 * np.abs(w)))
+        pull = l1 + l2 * np.abs(w)
+        if name in NORMALISED:
+            # Where gradients were tiny, rate / denominator is huge: a penalty moves a weight by at
+            # most twice the rate, or twice what the gradient moved it by, which overcomes it.
+            with np.errstate(divide="ignore", invalid="ignore"):
+                most = 2 * np.maximum(rate, np.abs(w - before)) / pull
+                h = np.where(most < h, most, h)
         w = soft_threshold(w, l1 * h) if l1 > 0 else w
         w = w / (1 + l2 * h) if l2 > 0 else w
     return np.clip(w, lower, upper), slots

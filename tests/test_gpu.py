@@ -254,7 +254,7 @@ def test_sums(shape, dtype):
     bound = ORDER[dtype] * np.abs(a).sum(axis=0, dtype=np.float64)
     assert (np.abs(actual.get() - expected) <= bound).all()
     assert cuda.squared_norm(on_device(a)) == pytest.approx(cpu.squared_norm(a), rel=1e-13)
-    assert cuda.dot(on_device(a), on_device(a)) == pytest.approx(cpu.dot(a, a), rel=1e-6)
+    assert cuda.dot(on_device(a), on_device(a)) == pytest.approx(cpu.dot(a, a), rel=1e-13)
 
 
 @DTYPES

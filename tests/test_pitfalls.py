@@ -881,6 +881,9 @@ def test_19_float32_throughout(optimizer, name, sparse):
     model.fit(data, y, sample_weight=np.ones(len(y)))
     if not optimizer.is_full_batch:
         model.partial_fit(data, y)
+    # The sum behind an average is float64: a float32 sum would lose the later steps.
+    total = model.optimizer_state_.slots.pop("average_sum", None)
+    assert total is None or total.dtype == np.float64
     arrays = arrays_of([v for k, v in vars(model).items() if k not in ("classes_", "optimizer_")])
     assert arrays
     assert {a.dtype for a in arrays} == {np.dtype(np.float32)}

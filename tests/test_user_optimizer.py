@@ -228,7 +228,10 @@ def test_the_same_rule_as_a_built_in_one_gives_the_same_model():
     for theirs, ours in ((MyAdam(0.02), Adam(0.02)), (PlainSGD(0.05), SGD(0.05))):
         for name, estimator in ESTIMATORS.items():
             X, y = make_data(name)
-            for penalty in ("l2", "l1", "elasticnet", NonNegative(), Box(-0.2, 0.3)):
+            # The compiled Adam bounds what L1 and L2 do to weights without gradients so far.
+            smooth = (None, NonNegative(), Box(-0.2, 0.3))
+            penalties = smooth if theirs.slots else (*smooth, "l2", "l1", "elasticnet")
+            for penalty in penalties:
                 for average in (False, True) if name.startswith("SGD") else (False,):
                     model = clone(estimator).set_params(
                         max_iter=4, tol=None, penalty=penalty, alpha=0.01

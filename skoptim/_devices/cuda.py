@@ -671,7 +671,7 @@ def column_sums(a: Any, out: Any) -> None:
 
 def dot(a: Any, b: Any) -> float:
     """Return the sum of a * b over all entries, in float64; this waits for the device."""
-    return float((a * b).sum(dtype=np.float64))
+    return float((a.astype(np.float64) * b).sum())
 
 
 def squared_norm(a: Any) -> float:

@@ -94,7 +94,8 @@ class LinearTrainer {
     if (!any_derivative(n)) return;
     const int64_t size = n_touched * width_;
     for (int64_t i = 0; i < size; ++i) scratch.gradients[i] = T(0);
-    csr_gradient(e_.x, rows, 0, n, scratch.position, scratch.derivatives, width_, scratch.gradients);
+    csr_gradient(e_.x, rows, 0, n, scratch.position, scratch.derivatives, width_, scratch.gradients,
+                 n_touched);
     clip_norm(scratch.gradients, size);
     e_.rule->apply_columns(e_.parameters, scratch.columns, n_touched, width_, scratch.gradients,
                            row(step));
@@ -104,7 +105,8 @@ class LinearTrainer {
   void update_all(const int64_t* rows, int64_t n, int64_t n_touched, int64_t step) const {
     const LinearScratch<T>& scratch = e_.scratch;
     if (sparse())
-      csr_gradient<T>(e_.x, rows, 0, n, nullptr, scratch.derivatives, width_, scratch.gradients);
+      csr_gradient<T>(e_.x, rows, 0, n, nullptr, scratch.derivatives, width_, scratch.gradients,
+                      e_.x.n_columns);
     else
       dense_gradient(e_.x, rows, n, scratch.derivatives, width_, scratch.gradients);
     clip_norm(scratch.gradients, n_coefficients_);

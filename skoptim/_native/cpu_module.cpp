@@ -6,6 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -55,14 +56,14 @@ std::vector<Isa> supported_isas() {
 }
 
 const std::vector<Isa> isas = supported_isas();
-const Isa* active = &isas.back();
+std::atomic<const Isa*> active = &isas.back();
 
 template <class T>
 const Kernels<T>& kernels() {
   if constexpr (std::is_same_v<T, float>)
-    return *active->single;
+    return *active.load()->single;
   else
-    return *active->double_;
+    return *active.load()->double_;
 }
 
 void use_isa(const std::string& name) {
@@ -185,7 +186,8 @@ struct MatrixObject {
       require(int64_t(rows->shape(0)) == n, "rows: one row number for each row of the batch");
       check_range(rows->data(), n, view.n_rows, "rows: row number out of range");
     } else {
-      require(first >= 0 && first + n <= view.n_rows, "rows: the batch ends outside the matrix");
+      require(n >= 0 && first >= 0 && n <= view.n_rows && first <= view.n_rows - n,
+              "rows: the batch ends outside the matrix");
     }
     return first;
   }
@@ -211,6 +213,12 @@ struct TargetsObject {
   }
 };
 
+template <class T>
+void check_targets(const std::string& loss, const TargetsObject<T>& targets) {
+  require(loss != "multinomial" || (targets.view.labels && targets.n_outputs > 1),
+          "multinomial: needs class indices, and a score for each of at least two classes");
+}
+
 // A rule bound to flat parameters and to one block of prepared scalars. The first
 // n_columns * width parameters are the first layer, n_columns runs of `width`; the first
 // n_penalised are coefficients; the rest are intercepts.
@@ -218,13 +226,14 @@ template <class T>
 class Updater {
  public:
   Updater(const std::string& rule, Vector<T> w, std::vector<Vector<T>> slots,
-          std::optional<Vector<T>> average, Input2d<T> rows, int64_t n_columns, int64_t width,
+          std::optional<Vector<double>> average, Input2d<T> rows, int64_t n_columns, int64_t width,
           int64_t n_penalised, bool sparse)
       : rule_(find_rule<T>(rule)), kernels_(kernels<T>()), size_(w.shape(0)), n_columns_(n_columns),
         width_(width), n_penalised_(n_penalised), w_(w), slots_(slots), average_(average), rows_(rows) {
     require(int(slots.size()) == rule_.info.n_slots, "slots: as many arrays as the rule has slots");
-    require(n_penalised >= 0 && n_penalised <= size_ && n_columns * width <= n_penalised,
-            "n_penalised: more parameters than w has");
+    require(n_penalised >= 0 && n_penalised <= size_, "n_penalised: more parameters than w has");
+    require(n_columns >= 0 && width >= 0 && (width == 0 || n_columns <= n_penalised / width),
+            "n_columns, width: more coefficients than are penalised");
     parameters_.w = w.data();
     for (size_t j = 0; j < slots.size(); ++j) {
       require(int64_t(slots[j].shape(0)) == size_, "slots: each must have the length of w");
@@ -274,6 +283,7 @@ class Updater {
   }
 
   void flush() {
+    require(!paid_.empty() || n_columns_ == 0, "flush: this updater keeps no ledger");
     nb::gil_scoped_release unlocked;
     rule_.pay_columns(parameters_, nullptr, n_columns_, width_, block_, paid_.data(), block_.n_steps);
   }
@@ -296,6 +306,10 @@ class Updater {
     require(n_columns_ == x.view.n_columns && width_ == targets.n_outputs &&
                 size_ == n_columns_ * width_ + width_ && targets.n_rows == x.view.n_rows,
             "linear_epoch: X, targets and w do not fit together");
+    require(!weights || int64_t(weights->shape(0)) == x.view.n_rows, "weights: one for each row");
+    require(!lazy || !x.view.indices || !paid_.empty() || n_columns_ == 0,
+            "lazy: this updater keeps no ledger");
+    check_targets(loss, targets);
     nb::gil_scoped_release unlocked;
     check_range(order.data(), n, x.view.n_rows, "order: row number out of range");
     const bool sparse = x.view.indices != nullptr;
@@ -354,7 +368,7 @@ class Updater {
   int64_t size_, n_columns_, width_, n_penalised_;
   Vector<T> w_;
   std::vector<Vector<T>> slots_;
-  std::optional<Vector<T>> average_;
+  std::optional<Vector<double>> average_;
   Input2d<T> rows_;
   Parameters<T> parameters_{};
   Block<T> block_{};
@@ -378,7 +392,7 @@ void bind(nb::module_& m, const char* suffix) {
       .def(nb::init<Input<int32_t>, int64_t>(), "labels"_a.noconvert(), "n_outputs"_a)
       .def(nb::init<Input2d<T>>(), "values"_a.noconvert());
   nb::class_<Updater<T>>(m, ("Updater" + s).c_str())
-      .def(nb::init<const std::string&, Vector<T>, std::vector<Vector<T>>, std::optional<Vector<T>>,
+      .def(nb::init<const std::string&, Vector<T>, std::vector<Vector<T>>, std::optional<Vector<double>>,
                     Input2d<T>, int64_t, int64_t, int64_t, bool>(),
            "rule"_a, "w"_a.noconvert(), "slots"_a.noconvert(), "average"_a.noconvert().none(), "rows"_a.noconvert(),
            "n_columns"_a, "width"_a, "n_penalised"_a, "sparse"_a)
@@ -422,9 +436,11 @@ void bind(nb::module_& m, const char* suffix) {
           x.check_batch(rows, first, delta.shape(0));
           require(g.shape(1) == delta.shape(1), "g: wrong shape");
           require(position || int64_t(g.shape(0)) == x.view.n_columns, "g: one row per column");
+          require(!position || int64_t(position->shape(0)) == x.view.n_columns,
+                  "position: one entry per column");
           kernels<T>().csr_gradient(x.view, x.pointer(rows), first, delta.shape(0),
                                     position ? position->data() : nullptr, delta.data(),
-                                    delta.shape(1), g.data());
+                                    delta.shape(1), g.data(), g.shape(0));
         },
         "x"_a, "rows"_a.none(), "first"_a, "position"_a.noconvert().none(), "delta"_a.noconvert(), "g"_a.noconvert(), Unlocked());
   m.def("loss_gradient",
@@ -436,7 +452,10 @@ void bind(nb::module_& m, const char* suffix) {
           if (rows)
             check_range(rows->data(), rows->shape(0), targets.n_rows, "rows: row number out of range");
           else
-            require(first >= 0 && first + int64_t(z.shape(0)) <= targets.n_rows, "z: more rows than targets");
+            require(first >= 0 && int64_t(z.shape(0)) <= targets.n_rows &&
+                        first <= targets.n_rows - int64_t(z.shape(0)),
+                    "z: more rows than targets");
+          check_targets(loss, targets);
           require(!weights || int64_t(weights->shape(0)) == targets.n_rows, "weights: one for each row");
           require(!d || (d->shape(0) == z.shape(0) && d->shape(1) == z.shape(1)), "d: wrong shape");
           return find_loss<T>(loss).batch(z.data(), z.shape(0), z.shape(1), targets.view,
@@ -463,6 +482,7 @@ void bind(nb::module_& m, const char* suffix) {
   m.def("dropout",
         [](Input2d<T> a, uint64_t seed, uint64_t stream, double rate, Output2d<T> out) {
           require(a.size() == out.size(), "out: wrong shape");
+          require(rate >= 0 && rate < 1, "rate: must lie in [0, 1)");
           kernels<T>().dropout(a.data(), a.size(), seed, stream, rate, out.data());
         },
         "a"_a.noconvert(), "seed"_a, "stream"_a, "rate"_a, "out"_a.noconvert(), Unlocked());
@@ -495,8 +515,8 @@ void bind(nb::module_& m, const char* suffix) {
 
 nb::dict describe_rules() {
   nb::dict rules;
-  for (int i = 0; i < active->double_->n_rules; ++i) {
-    const RuleInfo& info = active->double_->rules[i].info;
+  for (int i = 0; i < active.load()->double_->n_rules; ++i) {
+    const RuleInfo& info = active.load()->double_->rules[i].info;
     nb::list slots, scalars;
     for (int j = 0; j < info.n_slots; ++j) slots.append(info.slots[j]);
     for (int j = 0; j < info.n_scalars; ++j) scalars.append(info.scalars[j]);
@@ -512,11 +532,11 @@ nb::dict describe_rules() {
 
 nb::dict describe_activations() {
   nb::dict activations;
-  for (int i = 0; i < active->double_->n_activations; ++i) {
+  for (int i = 0; i < active.load()->double_->n_activations; ++i) {
     nb::dict activation;
-    activation["cpp_type"] = active->double_->activations[i].cpp_type;
-    activation["needs_input"] = active->double_->activations[i].needs_input;
-    activations[active->double_->activations[i].name] = activation;
+    activation["cpp_type"] = active.load()->double_->activations[i].cpp_type;
+    activation["needs_input"] = active.load()->double_->activations[i].needs_input;
+    activations[active.load()->double_->activations[i].name] = activation;
   }
   return activations;
 }
@@ -534,7 +554,7 @@ NB_MODULE(_core, m) {
     for (const Isa& isa : isas) names.push_back(isa.name);
     return names;
   });
-  m.def("current_isa", [] { return active->name; });
+  m.def("current_isa", [] { return active.load()->name; });
   m.def("use_isa", &use_isa, "name"_a);
   m.def("describe_rules", &describe_rules);
   m.def("describe_activations", &describe_activations);

@@ -142,10 +142,10 @@ int64_t touch(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n,
 
 template <class T>
 void csr_gradient(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n,
-                  const int32_t* position, const T* delta, int64_t width, T* g) {
+                  const int32_t* position, const T* delta, int64_t width, T* g, int64_t g_rows) {
   visit_entries(x, rows, first, n, [=](int64_t i, int64_t column, T value) {
     const int64_t place = position ? position[column] : column;
-    add_scaled(g + place * width, delta + i * width, value, width);
+    if (place >= 0 && place < g_rows) add_scaled(g + place * width, delta + i * width, value, width);
   });
 }
 

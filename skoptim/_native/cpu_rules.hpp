@@ -53,8 +53,8 @@ struct RuleDriver {
     if (c.group_l1 > T(0) && group_width > 0)
       for (int64_t i = 0; i < n; i += group_width) shrink_group(w + i, group_width, row);
     if (p.average && c.average != T(0)) {
-      T* const average = p.average + begin;
-      for (int64_t i = 0; i < n; ++i) average[i] += c.average * w[i];
+      double* const average = p.average + begin;
+      for (int64_t i = 0; i < n; ++i) average[i] += double(c.average) * w[i];
     }
   }
 
@@ -82,7 +82,7 @@ struct RuleDriver {
       }
       if (c.group_l1 > T(0)) shrink_group(p.w + begin, width, row);
       if (p.average)
-        for (int64_t i = begin; i < begin + width; ++i) p.average[i] += c.average * p.w[i];
+        for (int64_t i = begin; i < begin + width; ++i) p.average[i] += double(c.average) * p.w[i];
     }
   }
 
@@ -109,7 +109,7 @@ struct RuleDriver {
       }
       shrink_group(p.w + begin, width, row);
       if (p.average)
-        for (int64_t i = begin; i < begin + width; ++i) p.average[i] += c.average * p.w[i];
+        for (int64_t i = begin; i < begin + width; ++i) p.average[i] += double(c.average) * p.w[i];
     }
   }
 
@@ -129,7 +129,7 @@ struct RuleDriver {
       }
       for (int64_t i = begin; i < begin + width; ++i) {
         Cell cell(p, i);
-        T average = p.average ? p.average[i] : T(0);
+        double average = p.average ? p.average[i] : 0.0;
         pay<Rule>(cell.w, cell.s, &average, steps, from, to);
         cell.store();
         if (p.average) p.average[i] = average;

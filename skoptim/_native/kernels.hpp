@@ -10,7 +10,7 @@ template <class T>
 struct Parameters {
   T* w;
   T* slots[max_slots];
-  T* average;  // sum of the averaged weights; null when nothing is averaged
+  double* average;  // sum of the averaged weights; null when nothing is averaged
 };
 
 // A block of prepared scalars; see owed.hpp for the fields.
@@ -135,7 +135,7 @@ struct Kernels {
                    int32_t* position, int64_t* columns);
   // g (touched, width) = X[rows].T @ delta restricted to touched columns (position null: all).
   void (*csr_gradient)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n,
-                       const int32_t* position, const T* delta, int64_t width, T* g);
+                       const int32_t* position, const T* delta, int64_t width, T* g, int64_t g_rows);
   void (*dropout)(const T* a, int64_t n, uint64_t seed, uint64_t stream, double rate, T* out);
   void (*column_sums)(const T* a, int64_t n, int64_t width, T* out);
   double (*dot)(const T* a, const T* b, int64_t n);

@@ -92,6 +92,8 @@ struct Idle<Adagrad> {
     const double denominator = double(math::sqrt(s[0])) + row[n_common];
     const double n = double(to - from), total = steps.decay[to] - steps.decay[from];
     const double magnitude = absolute(double(w));
+    // Where `bounded` binds, replay; the pull only falls.
+    if (c.l1 + c.l2 * magnitude > 2.0 * denominator) return false;
     double rest = magnitude - c.l1 / denominator * total;
     if (c.l2 > T(0)) {
       const double x = c.l2 / denominator, mean = total / n;
@@ -149,7 +151,7 @@ double steps_to_replay(const T* row, bool closed_idle) {
 
 // Pays the zero-gradient steps from..to of one parameter.
 template <class Rule, class T>
-SKOPTIM_HD void pay(T& w, T* s, T* average, const Steps<T>& steps, int64_t from, int64_t to) {
+SKOPTIM_HD void pay(T& w, T* s, double* average, const Steps<T>& steps, int64_t from, int64_t to) {
   // At a constant rate FTRL's weight is a function of its state and the last step's scalars alone.
   if constexpr (Rule::contains_penalty)
     if (steps.closed_idle && from < to) from = to - 1;
@@ -166,7 +168,7 @@ SKOPTIM_HD void pay(T& w, T* s, T* average, const Steps<T>& steps, int64_t from,
       }
     const T before = w;
     update<Rule>(w, T(0), s, c, k);
-    if (steps.averaging) *average += c.average * w;
+    if (steps.averaging) *average += double(c.average) * w;
     const bool free = c.l1 == T(0) && c.l2 == T(0) && c.coupled_l2 == T(0) && c.shrink == T(1) &&
                       !Rule::contains_penalty;
     // At about the highest rate to come w did not move, and the state only decays: w is at rest.
@@ -174,7 +176,7 @@ SKOPTIM_HD void pay(T& w, T* s, T* average, const Steps<T>& steps, int64_t from,
                          double(c.learning_rate) >= 0.5 * steps.highest_rate[t];
     if (at_rest && Rule::contracts(k)) {
       Rule::coast(s, k, T(to - t - 1));
-      if (steps.averaging) *average += T(steps.averaged[to] - steps.averaged[t + 1]) * w;
+      if (steps.averaging) *average += (steps.averaged[to] - steps.averaged[t + 1]) * w;
       return;
     }
   }

@@ -42,6 +42,16 @@ constexpr const char* common_names[n_common] = {"learning_rate", "l1", "l2", "gr
 #define SKOPTIM_NAMES(field, ...)
 #endif
 
+// The step size of a normalised rule as its penalty sees it. Where gradients were tiny so far, rate /
+// denominator is huge, and a penalty would wipe the weight out at once. Bounded like this it moves a
+// weight by at most twice the rate, or twice what the gradient moved it by if that was more: enough to
+// overcome it. Any positive metric has the same fixed point.
+template <class T>
+SKOPTIM_HD T bounded(T step_size, T rate, T before, T w, const Common<T>& c) {
+  const T most = T(2) * larger(rate, absolute(w - before)) / (c.l1 + c.l2 * absolute(w));
+  return most < step_size ? most : step_size;
+}
+
 struct SGD {
   static constexpr int n_slots = 0, n_scalars = 0;
   static constexpr bool contains_penalty = false;
@@ -90,10 +100,11 @@ struct Adagrad {
   SKOPTIM_NAMES(scalars, "epsilon")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T before = w;
     s[0] += g * g;
     const T denominator = math::sqrt(s[0]) + k[0];
     w -= c.learning_rate * (g / denominator);
-    return c.learning_rate / denominator;
+    return bounded(c.learning_rate / denominator, c.learning_rate, before, w, c);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T*) { return T(0); }
@@ -116,6 +127,7 @@ struct RMSprop {
   SKOPTIM_NAMES(scalars, "rho", "epsilon", "momentum", "one_minus_rho")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T before = w;
     const T rho = k[0], epsilon = k[1], momentum = k[2];
     s[0] = rho * s[0] + k[3] * (g * g);
     T variance = s[0];
@@ -125,14 +137,13 @@ struct RMSprop {
       variance = larger(variance - s[average] * s[average], T(0));
     }
     const T denominator = math::sqrt(variance) + epsilon;
+    T step = g / denominator, gain = T(1);
     if constexpr (with_momentum) {
-      s[buffer] = momentum * s[buffer] + g / denominator;
-      w -= c.learning_rate * s[buffer];
-      return c.learning_rate / denominator / (T(1) - momentum);
-    } else {
-      w -= c.learning_rate * (g / denominator);
-      return c.learning_rate / denominator;
+      step = s[buffer] = momentum * s[buffer] + step;
+      gain = T(1) / (T(1) - momentum);
     }
+    w -= c.learning_rate * step;
+    return bounded(gain * c.learning_rate / denominator, c.learning_rate, before, w, c);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T* k) { return with_momentum ? k[2] : T(0); }
@@ -186,6 +197,7 @@ struct Adam {
                 "one_minus_beta_1", "one_minus_beta_2")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T before = w;
     const T beta_1 = k[0], beta_2 = k[1], epsilon = k[2], step_size = c.learning_rate / k[3];
     s[0] = beta_1 * s[0] + k[5] * g;
     s[1] = beta_2 * s[1] + k[6] * (g * g);
@@ -193,7 +205,7 @@ struct Adam {
     if constexpr (amsgrad) second_moment = s[2] = larger(s[2], s[1]);
     const T denominator = math::sqrt(second_moment) / k[4] + epsilon;
     w -= step_size * (s[0] / denominator);
-    return step_size / denominator;
+    return bounded(step_size / denominator, c.learning_rate, before, w, c);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T* k) { return k[0]; }
@@ -214,11 +226,12 @@ struct Adamax {
   SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "correction_1", "one_minus_beta_1")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T before = w;
     const T step_size = c.learning_rate / k[3];
     s[0] = k[0] * s[0] + k[4] * g;
     s[1] = larger(k[1] * s[1], absolute(g) + k[2]);
     w -= step_size * (s[0] / s[1]);
-    return step_size / s[1];
+    return bounded(step_size / s[1], c.learning_rate, before, w, c);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T* k) { return k[0]; }
@@ -241,11 +254,12 @@ struct Nadam {
                 "root_correction_2", "one_minus_beta_1", "one_minus_beta_2")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T before = w;
     s[0] = k[0] * s[0] + k[6] * g;
     s[1] = k[1] * s[1] + k[7] * (g * g);
     const T denominator = math::sqrt(s[1]) / k[5] + k[2];
     w -= c.learning_rate * ((k[3] * g + k[4] * s[0]) / denominator);
-    return c.learning_rate / denominator;
+    return bounded(c.learning_rate / denominator, c.learning_rate, before, w, c);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T* k) { return k[0]; }
@@ -303,13 +317,14 @@ struct Lion {
   SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "one_minus_beta_1", "one_minus_beta_2")
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+    const T before = w;
     const T direction = k[0] * s[0] + k[2] * g;
     s[0] = k[1] * s[0] + k[3] * g;
     w -= c.learning_rate * sign(direction);
-    // sign(d) = d / |d|, so the metric is |d|; bounded so that a penalty moves a weight by at most
-    // twice the learning rate, enough to overcome a step the other way.
-    const T pull = c.l1 + c.l2 * absolute(w), size = larger(absolute(direction), pull / T(2));
-    return size > T(0) ? c.learning_rate / size : T(0);
+    // sign(d) = d / |d|: the metric is |d|.
+    const T size = absolute(direction);
+    const T step_size = size > T(0) ? c.learning_rate / size : T(SKOPTIM_INFINITY);
+    return bounded(step_size, c.learning_rate, before, w, c);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T*) { return T(1); }

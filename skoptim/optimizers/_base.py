@@ -201,7 +201,11 @@ class Optimizer(BaseEstimator):
             If a hyper-parameter is out of range; the message names it.
         """
         for leaf in _leaves(w):
+            if not hasattr(leaf, "dtype"):
+                raise ValueError("w must be an array, or a list of arrays.")
             self._validate(leaf.dtype)
+        if reserved := set(self.slot_names) & {"parameters", "average_sum"}:
+            raise ValueError(f"slots: {sorted(reserved)} are names that the training loop uses.")
         states = [self._init_slots(leaf, batch_size, n_penalised) for leaf in _leaves(w)]
         if isinstance(w, Sequence):
             names = self.slot_names
@@ -423,7 +427,7 @@ class Optimizer(BaseEstimator):
     def _step_sparse(
         self, w: Any, g: Any, slots: dict[str, Any], rows: np.ndarray, step: int
     ) -> None:
-        place = (g.row, g.col)
+        place = g.coords
         part = w[place]
         part_slots = {name: slot[place] for name, slot in slots.items()}
         self._step_dense(part, g.data, part_slots, rows, step)
@@ -465,6 +469,11 @@ class ArrayUpdater:
         if common["shrink"] != 1:
             w[penalised] *= common["shrink"]
         step_size = self.optimizer.update(self.xp, w, g, self.slots, scalars)
+        if step_size is not None and (self.xp.asarray(step_size) < 0).any():
+            raise ValueError(
+                f"{type(self.optimizer).__name__}.update returned a negative step size: it must "
+                "change w in place, and return None or the step size of the penalty's prox."
+            )
         if self.terms.has_prox:
             step_size = common["learning_rate"] if step_size is None else step_size
             self.terms.prox(w, step_size)
@@ -522,7 +531,8 @@ def _checked_gradients(leaves: list[Any], gradients: list[Any]) -> list[Any]:
             raise ValueError(f"grad has dtype {g.dtype}; expected real numbers.")
         if _is_sparse(g):
             # Converting to CSR sums duplicate entries.
-            checked.append(g.astype(w.dtype).tocsr().tocoo())
+            # (A sparse array, which has coordinates in one dimension as in two.)
+            checked.append(sp.coo_array(g.astype(w.dtype).tocsr()))
         else:
             checked.append(device_of(w).asarray(g, dtype=w.dtype))
     return checked

@@ -10,7 +10,7 @@ template <class T>
 struct Parameters {
   T* w;
   T* slots[3];
-  T* average;  // sum of the averaged weights; null when nothing is averaged
+  double* average;  // sum of the averaged weights; null when nothing is averaged
 };
 
 // One parameter with its state, and the rule's own scalars, in registers.
@@ -52,7 +52,7 @@ SKOPTIM_HD void shrink_group(T* w, int64_t width, const Scalars<Rule, T>& k) {
 // parameters are coefficients, the rest intercepts. The gradient is multiplied by *gradient_scale
 // (null: 1), which norm clipping leaves on the device.
 template <class Rule, class T>
-__global__ void apply(T* w, T* slot_0, T* slot_1, T* slot_2, T* average, const T* g,
+__global__ void apply(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* g,
                       const T* gradient_scale, const T* row, int64_t begin, int64_t end,
                       int64_t n_penalised) {
   const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average};
@@ -63,24 +63,24 @@ __global__ void apply(T* w, T* slot_0, T* slot_1, T* slot_2, T* average, const T
     Cell<Rule, T> cell(p, i);
     update<Rule>(cell.w, scale * g[i - begin], cell.s, i < n_penalised ? k.common : intercept, k.own);
     cell.store();
-    if (average && k.common.average != T(0)) average[i] += k.common.average * cell.w;
+    if (average && k.common.average != T(0)) average[i] += double(k.common.average) * cell.w;
   }
 }
 
 // The group penalty of a step, after `apply` to the same coefficients.
 template <class UniformRule, class T>
-__global__ void shrink_groups(T* w, T* average, const T* row, int64_t n_groups, int64_t width) {
+__global__ void shrink_groups(T* w, double* average, const T* row, int64_t n_groups, int64_t width) {
   const Scalars<UniformRule, T> k(row);
   for (int64_t j = grid_begin(); j < n_groups; j += grid_stride()) {
     shrink_group(w + j * width, width, k);
     if (average)
-      for (int64_t i = j * width; i < (j + 1) * width; ++i) average[i] += k.common.average * w[i];
+      for (int64_t i = j * width; i < (j + 1) * width; ++i) average[i] += double(k.common.average) * w[i];
   }
 }
 
 // One step of the given columns (runs of `width` coefficients), gradients (n, width).
 template <class Rule, class T>
-__global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, T* average,
+__global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* average,
                               const int64_t* columns, int64_t n, int64_t width, const T* g,
                               const T* gradient_scale, const T* row, int32_t* paid, int32_t step,
                               int32_t tile_size) {
@@ -103,7 +103,7 @@ __global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, T* average,
       }
     if (average)
       for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size)
-        average[i] += k.common.average * w[i];
+        average[i] += double(k.common.average) * w[i];
     if (tile.lane == 0) paid[columns[j]] = step + 1;
   }
 }
@@ -134,13 +134,13 @@ SKOPTIM_HD void pay_group(const Parameters<T>& p, const Tile& tile, int64_t begi
     tile.sync();
     if (p.average)
       for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size)
-        p.average[i] += k.common.average * p.w[i];
+        p.average[i] += double(k.common.average) * p.w[i];
   }
 }
 
 // Pays columns[j] (all n columns when null) the idle steps paid[column]..to.
 template <class Rule, class T>
-__global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, T* average,
+__global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* average,
                             const int64_t* columns, int64_t n, int64_t width, const T* rows,
                             int64_t row_width, const double* decay, const double* threshold,
                             const double* averaged, const double* highest_rate,
@@ -168,7 +168,7 @@ __global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, T* average,
       }
     for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size) {
       Cell<Rule, T> cell(p, i);
-      T sum = average ? average[i] : T(0);
+      double sum = average ? average[i] : 0.0;
       pay<Rule>(cell.w, cell.s, &sum, steps, from, to);
       cell.store();
       if (average) average[i] = sum;
