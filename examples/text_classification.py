@@ -1,4 +1,4 @@
-"""Sort news articles with a few thousand weights: FTRL under L1, then a grid over ten optimizers.
+"""Sort news articles with a few thousand weights: FTRL under L1, then a grid over all optimizers.
 
 Run it from the root of the repository: python examples/text_classification.py
 """
@@ -31,6 +31,8 @@ from skoptim.optimizers import (
     Adagrad,
     Adam,
     Adamax,
+    AdamW,
+    Lion,
     Nadam,
     ProximalGradient,
     RMSprop,
@@ -52,12 +54,15 @@ STOCHASTIC = [
     Adadelta(20.0),
     Adam(0.01),
     Adam(0.03),
+    AdamW(0.03),
     Adamax(0.03),
     Adamax(0.1),
     Nadam(0.01),
     Nadam(0.03),
     FTRL(10.0),
     FTRL(20.0),
+    Lion(0.001),
+    Lion(0.003),
     ProximalGradient(3.0),
 ]
 FULL_BATCH = [LBFGS(), ProximalGradient(full_batch=True)]
@@ -195,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     grid_start = time.perf_counter()
     grid = search(split, batch_size, folds=2 if options.small else 3)
     print(
-        f"\nGrid search over {len(grid.cv_results_['params'])} settings of ten optimizers, "
+        f"\nGrid search over {len(grid.cv_results_['params'])} settings of twelve optimizers, "
         f"{grid.n_splits_} folds, 2 jobs: {time.perf_counter() - grid_start:.0f} s.\n"
         f"Lowest log-loss: {grid.best_params_['classify__optimizer']}"
     )

@@ -667,3 +667,21 @@ def test_lbfgs_refuses_constraints(penalty):
             estimator.fit(X, y)
         assert "penalty=" in str(error.value)
         assert "LBFGS" in str(error.value)
+
+
+# --- Weights that have had no gradient ------------------------------------------------------------
+
+
+@parametrize(ELEMENTWISE)
+def test_a_penalty_spares_weights_without_gradients_so_far(optimizer):
+    """With no gradient seen, rate / denominator is huge: L2 must not wipe given weights out."""
+    rng = np.random.default_rng(0)
+    X = sp.random_array((300, 100), density=0.02, format="csr", rng=rng)
+    X.data[:] = 1.0
+    coef = rng.standard_normal((1, 100))
+    y = (X @ coef[0] > 0).astype(int)
+    model = SGDClassifier("log_loss", optimizer=optimizer, max_iter=1, tol=None, random_state=0)
+    model.set_params(alpha=1e-4, batch_size=150)
+    model.fit(X, y, coef_init=coef)
+    # Two steps of at most twice the rate, and what the gradients do.
+    assert np.linalg.norm(model.coef_) > 0.6 * np.linalg.norm(coef)

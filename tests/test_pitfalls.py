@@ -1000,3 +1000,27 @@ def test_validation_data_of_ones_own():
         model.set_params(early_stopping=True).fit(X[:150], y[:150], X_val=X[150:], y_val=y[150:])
         assert model.t_ == 150 * model.n_iter_
         assert model.best_validation_score_ == pytest.approx(model.score(X[150:], y[150:]))
+
+
+@parametrize(OPTIMIZERS)
+@EACH
+def test_09_a_sample_of_weight_zero_is_as_good_as_removed(optimizer, name):
+    X, y = make_data(name)
+    kept = np.random.default_rng(3).random(len(y)) < 0.7
+    model = clone(ESTIMATORS[name]).set_params(optimizer=optimizer, max_iter=3, tol=None)
+    weighted = clone(model).fit(X, y, sample_weight=kept.astype(float))
+    removed = clone(model).fit(X[kept], y[kept])
+    # The sums of a full batch run over other rows: equal up to rounding.
+    np.testing.assert_allclose(parameters(weighted), parameters(removed), rtol=1e-6, atol=1e-9)
+
+
+def test_05_a_warm_start_at_the_minimum_stays_there():
+    X, y = make_data("SGDClassifier")
+    for optimizer in (LBFGS(), ProximalGradient(full_batch=True)):
+        model = SGDClassifier(
+            "log_loss", alpha=0.1, optimizer=optimizer, tol=1e-6, max_iter=500, warm_start=True
+        ).fit(X, y)
+        first = model.coef_.copy()
+        # FISTA looks for its step size anew.
+        assert model.fit(X, y).n_iter_ <= 5
+        np.testing.assert_allclose(model.coef_, first, rtol=1e-4)

@@ -415,7 +415,9 @@ def test_penalised_step_equals_oracle(name, penalty, isa):
         for key, value in {"w": w, **state.slots}.items():
             history[key].append(value.copy())
     history = {key: np.array(values) for key, values in history.items()}
-    assert_within(history, expected, condition, 8, np.float64)
+    # Twice the bound of the rules alone: the bound of the metric takes the difference of a weight
+    # before and after the rule, whose rounding the condition does not see.
+    assert_within(history, expected, condition, 16, np.float64)
     # Exact zeros, and bounds that hold to the last bit.
     np.testing.assert_array_equal(history["w"] == 0, expected["w"] == 0)
     if terms.l1:
