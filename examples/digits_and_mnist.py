@@ -30,6 +30,7 @@ from skoptim.optimizers import (
     AdamW,
     Lion,
     Nadam,
+    NormalizedFTRL,
     ProximalGradient,
     RMSprop,
 )
@@ -44,6 +45,7 @@ OPTIMIZERS = [
     Adamax(0.01),
     Nadam(0.003),
     FTRL(0.3),
+    NormalizedFTRL(0.3),
     Lion(0.0003),
     ProximalGradient(0.3),
     LBFGS(),

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 OUTPUT = Path(__file__).parent / "output"
-#: Twelve colours that can be told apart; full-batch optimizers are dashed besides.
+#: Thirteen colours that can be told apart; full-batch optimizers are dashed besides.
 COLOURS = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b"),
-    *("#e377c2", "#7f7f7f", "#bcbd22", "#17becf", "#000000", "#3b3f99"),
+    *("#e377c2", "#7f7f7f", "#bcbd22", "#17becf", "#000000", "#3b3f99", "#9acd32"),
 )
 
 

@@ -34,6 +34,7 @@ from skoptim.optimizers import (
     AdamW,
     Lion,
     Nadam,
+    NormalizedFTRL,
     ProximalGradient,
     RMSprop,
 )
@@ -61,6 +62,8 @@ STOCHASTIC = [
     Nadam(0.03),
     FTRL(10.0),
     FTRL(20.0),
+    NormalizedFTRL(1.0),
+    NormalizedFTRL(3.0),
     Lion(0.001),
     Lion(0.003),
     ProximalGradient(3.0),
@@ -200,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     grid_start = time.perf_counter()
     grid = search(split, batch_size, folds=2 if options.small else 3)
     print(
-        f"\nGrid search over {len(grid.cv_results_['params'])} settings of twelve optimizers, "
+        f"\nGrid search over {len(grid.cv_results_['params'])} settings of all optimizers, "
         f"{grid.n_splits_} folds, 2 jobs: {time.perf_counter() - grid_start:.0f} s.\n"
         f"Lowest log-loss: {grid.best_params_['classify__optimizer']}"
     )

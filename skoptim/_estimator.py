@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import update_wrapper
 from numbers import Integral, Real
+from threading import RLock
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
@@ -34,6 +35,7 @@ from skoptim._validation import (
 )
 from skoptim.losses import Loss
 from skoptim.optimizers import Optimizer, OptimizerState, get_optimizer
+from skoptim.optimizers.ftrl import Moments
 from skoptim.penalties import resolve_penalty
 
 
@@ -48,6 +50,14 @@ class Targets:
 
 # What a fresh state takes over from the last fit of a warm start.
 KEPT = ("seed", "epoch", "first_optimality")
+
+
+class Live:
+    """A model whose training may go on where it lies; what is read of it is copied out then."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer.without_data()
+        self.lock = RLock()
 
 
 class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
@@ -155,8 +165,9 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         loss = self._resolve_loss()
         device = select_device(X, self.device)
 
-        fitted = hasattr(self, "optimizer_state_")
+        fitted = "history_" in vars(self)
         going_on = fitted and (incremental or self.warm_start)
+        live = self._take_live(optimizer) if incremental else None
         with self._undone_on_error():
             X, y = validate_data(
                 self,
@@ -187,11 +198,18 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             data, validation = self._split(
                 device, X, y, targets, weights, held_out, random_state, incremental
             )
+            if optimizer.has_units and loss.in_target_units:
+                taken = targets.values if data.rows is None else targets.values[to_host(data.rows)]
+                data.target_moments = Moments.of(taken)
             network = self._make_network(X.shape[1], targets.n_outputs, loss, device, X.dtype)
             options = self._options(data.n_samples, device, incremental)
-            state = self._start(
-                network, optimizer, going_on, random_state, initial, options.batch_size
-            )
+            if live is None:
+                table = None
+                state = self._start(
+                    network, optimizer, going_on, random_state, initial, options.batch_size
+                )
+            else:
+                state, table = live.state, live.table.moved_to(network)
             trainer = Trainer(
                 network,
                 optimizer,
@@ -201,10 +219,49 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 options,
                 history=self.history_ if incremental and fitted else {},
                 validation=validation,
+                table=table,
             )
-            self._run_with_callbacks(trainer, X, y, weights)
-        self._publish(trainer, optimizer, incremental and fitted)
+            with nullcontext() if table is None else table.undone_on_error(data):
+                self._run_with_callbacks(trainer, X, y, weights)
+        self._publish(trainer, optimizer, incremental, adding=incremental and fitted)
         return self
+
+    def _take_live(self, optimizer: Optimizer) -> Trainer | None:
+        """Return the last training, to go on with, if nothing has been read of it since."""
+        live = vars(self).get("_live")
+        if live is None:
+            return None
+        averaging = bool(getattr(self, "average", False))
+        if self._published & vars(self).keys() or not live.trainer.table.suits(
+            optimizer, averaging
+        ):
+            self._copy_out()
+            return None
+        return live.trainer
+
+    #: The attributes that hold parameters and state, copied out when they are first read.
+    _published: ClassVar[frozenset[str]] = frozenset()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "optimizer_state_" or name in type(self)._published:
+            self._copy_out()
+        return self.__getattribute__(name)  # It is there now, or what is missing is said.
+
+    def _copy_out(self) -> None:
+        """Set the attributes that hold parameters and state, where these still lie in a table."""
+        live = vars(self).get("_live")
+        if live is None:
+            return
+        with live.lock:
+            if "_live" not in vars(self):
+                return  # Another thread was faster.
+            self._set_parameters(live.trainer)
+            self._set_state(live.trainer)
+            del self._live
+
+    def __getstate__(self) -> Any:
+        self._copy_out()
+        return super().__getstate__()
 
     def _options(self, n_samples: int, device: Any, incremental: bool) -> Options:
         if isinstance(self.batch_size, str):
@@ -213,6 +270,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             batch_size = min(self.batch_size, n_samples)
         return Options(
             max_iter=1 if incremental else self.max_iter,
+            incremental=incremental,
             batch_size=batch_size,
             shuffle=self.shuffle,
             tol=None if incremental else self.tol,
@@ -384,7 +442,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         keep = not initial and not optimizer.is_full_batch and old.step > 0
         if keep and all(name in old.slots for name in optimizer.slot_names):
             optimizer._validate(network.dtype)
-            state = deepcopy(old)
+            state = OptimizerState(old.step, deepcopy(old.slots), dict(old.carries))
             if not getattr(self, "average", False):
                 # Averaging, if there was any, ends here.
                 for name in ("parameters", "average_sum"):
@@ -421,18 +479,22 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         trainer.run()
         context.call_on_fit_task_end(**shared, reconstruction_attributes=attributes)
 
-    def _publish(self, trainer: Trainer, optimizer: Optimizer, adding: bool) -> None:
-        """Set the fitted attributes."""
-        history, state = trainer.history, trainer.state
-        for name, value in self._attributes(trainer.network, trainer.weights).items():
-            setattr(self, name, value)
-        if trainer.options.average:
-            # The published weights are averages; training goes on from these.
-            state.slots["parameters"] = trainer.network.parameters
-        self.optimizer_, self.optimizer_state_ = optimizer, state
-        self.history_ = history
+    def _publish(
+        self, trainer: Trainer, optimizer: Optimizer, incremental: bool, adding: bool
+    ) -> None:
+        """Set the fitted attributes; what would be copied out of a table only when it is read."""
+        for name in (*self._published, "optimizer_state_", "_live"):
+            vars(self).pop(name, None)
+        if not (incremental and trainer.table is not None):
+            self._set_parameters(trainer)
+        if trainer.table is None:
+            self._set_state(trainer)
+        else:
+            self._live = Live(trainer)
+        history = trainer.history
+        self.optimizer_, self.history_ = optimizer, history
         self.n_iter_ = trainer.n_iter + (self.n_iter_ if adding else 0)
-        seen = trainer.n_iter * trainer.data.n_samples
+        seen = trainer.n_iter * trainer.n_samples
         self.t_ = float(seen + (self.t_ if adding else 0))
         self.loss_ = history["loss"][-1]
         self.loss_curve_ = history["loss"]
@@ -445,6 +507,18 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             self.best_loss_ = min(*known, *history["loss"][-trainer.n_iter :], np.inf)
             self.validation_scores_ = history.get("validation_score")
             self.best_validation_score_ = None
+
+    def _set_parameters(self, trainer: Trainer) -> None:
+        if not self._published & vars(self).keys():
+            for name, value in self._attributes(trainer.network, trainer.weights).items():
+                setattr(self, name, value)
+
+    def _set_state(self, trainer: Trainer) -> None:
+        trainer.leave_table()
+        if trainer.options.average:
+            # The published weights are averages; training goes on from these.
+            trainer.state.slots["parameters"] = trainer.network.parameters
+        self.optimizer_state_ = trainer.state
 
     # Prediction.
 

@@ -19,13 +19,15 @@ from skoptim.penalties import PenaltyTerms
 class Dataset:
     """Samples on the device: some or all rows of a `Matrix`, their targets and weights.
 
-    `weights` (or None) have mean one over the rows taken; `rows` None takes all.
+    `weights` (or None) have mean one over the rows taken; `rows` None takes all. `target_moments`
+    are those of the targets taken, where scores are in their units.
     """
 
     X: Any
     targets: Any = None
     weights: Any = None
     rows: Any = None
+    target_moments: Any = None
 
     @property
     def n_samples(self) -> int:

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from skoptim._devices import cpu_linear
 from skoptim._network import Batch, Dataset, Network, Views
+from skoptim._table import LinearTable
 from skoptim.optimizers import Optimizer, OptimizerState
-from skoptim.optimizers._base import COMMON, bind_updater
+from skoptim.optimizers._base import COMMON, Scalars, bind_updater, effective_unit
 from skoptim.penalties import PenaltyTerms
 
-# The scalars prepared at once, in numbers: 32 MB.
-_BLOCK_NUMBERS = 2**22
+# The scalars prepared at once, in numbers: 8 MB.
+_BLOCK_NUMBERS = 2**20
 # A loss that has grown by this factor since the first epoch is on its way to infinity.
 _EXPLOSION = 1e6
 # Up to this many multiplications a step, one native call per epoch beats calls to BLAS.
@@ -33,6 +35,7 @@ class Options:
     """How to train; the estimators' parameters of the same names."""
 
     max_iter: int
+    incremental: bool
     batch_size: int
     shuffle: bool
     tol: float | None
@@ -68,6 +71,8 @@ class Trainer:
     validation : Validation or None
     on_epoch : callable or None
         Called with the trainer after each epoch; a true answer stops the training.
+    table : LinearTable or None
+        Where a linear model lies that was trained before and is to be trained on.
     """
 
     def __init__(
@@ -82,12 +87,15 @@ class Trainer:
         history: dict[str, list[float]],
         validation: Validation | None = None,
         on_epoch: Callable[[Trainer], bool] | None = None,
+        table: LinearTable | None = None,
     ):
         self.network, self.optimizer, self.state = network, optimizer, state
         self.terms, self.data, self.options = network.locate(terms), data, options
         self.validation, self.on_epoch = validation, on_epoch
         self.history = history
         self.device = network.device
+        self.table = table
+        self.n_samples = data.n_samples
         self.n_iter = 0
         self.best_score, self.best_loss = -np.inf, np.inf
         self._best_weights: Any = None
@@ -109,6 +117,8 @@ class Trainer:
             If `max_iter` was reached without meeting `tol`.
         """
         finished = False
+        if not self.optimizer.is_full_batch:
+            self._prepare()
         with np.errstate(all="ignore"):  # A divergence is found, and told, by _check_finite.
             try:
                 for _ in range(self.options.max_iter):
@@ -133,6 +143,8 @@ class Trainer:
     @property
     def weights(self) -> Any:
         """The flat parameters of the model as it stands: averaged ones once averaging began."""
+        if self.table is not None:
+            self.table.write_weights()
         count = self.state.carries.get("averaged_steps", 0.0)
         if not count:
             return self.network.parameters
@@ -142,6 +154,86 @@ class Trainer:
             coefs = averaged[: self.network.n_coefficients]
             self.device.xp.clip(coefs, self.terms.lower, self.terms.upper, out=coefs)
         return averaged
+
+    def leave_table(self) -> None:
+        """Let parameters and state lie in plain arrays again."""
+        if self.table is not None:
+            self.table.release()
+            self.table = None
+
+    def without_data(self) -> Trainer:
+        """Let go of everything but the model and its state; return self."""
+        self.data = self.validation = self.on_epoch = self._best_weights = None
+        self._buffers.clear()
+        return self
+
+    # Before the first epoch.
+
+    def _prepare(self) -> None:
+        """Choose how sparse steps are taken, measure the units of the data, start averages."""
+        state = self.state
+        is_sparse = self.data.X.is_sparse and self.optimizer.rule is not None
+        self._lazy = is_sparse and self._owing_pays()
+        in_table = self._lazy and self._fits_one_call()
+        if self.table is not None and not in_table:
+            self.leave_table()
+        if self.table is None:
+            self._add_slots()
+        if in_table and state.step:
+            self._enter_table()
+        if self.optimizer.has_units:
+            self._measure_units()
+        if in_table:
+            self._enter_table()
+
+    def _add_slots(self) -> None:
+        """Make the arrays that the loop itself keeps in the state."""
+        network, slots, zeros = self.network, self.state.slots, self.device.xp.zeros
+        if self.options.average and "average_sum" not in slots:
+            # In float64: a float32 sum over many steps would lose the later ones.
+            slots["average_sum"] = zeros(network.parameters.shape, dtype=np.float64)
+        if self.optimizer.has_units and "unit" not in slots:
+            slots["unit"] = zeros(network.layer_sizes[0], dtype=network.dtype)
+
+    def _enter_table(self) -> None:
+        if self.table is None:
+            batch_size = self.options.batch_size
+            self.table = LinearTable(
+                self.network, self.optimizer, self.state, self.terms, batch_size
+            )
+
+    def _owing_pays(self) -> bool:
+        """Whether to update the columns that a batch touches only, and owe the rest their steps."""
+        X, batch_size = self.data.X, self.options.batch_size
+        touched = min(X.n_stored / max(X.shape[0], 1) * batch_size, X.shape[1])
+        scalars = self.optimizer.prepare(self.state, 2, self.terms, batch_size=batch_size)
+        return self.device.owing_pays(self.optimizer.rule, scalars.rows(), touched, X.shape[1])
+
+    def _fits_one_call(self) -> bool:
+        """Whether a block of steps is one native call."""
+        network = self.network
+        if network.n_layers > 1 or self.optimizer.rule is None or self.device.name != "cpu":
+            return False
+        work = self.options.batch_size * network.first_layer_size
+        return self.data.X.is_sparse or work <= _SMALL_DENSE_STEP
+
+    def _measure_units(self) -> None:
+        """Let the units of features, and of the target, know the data; no weight moves."""
+        network, state, data = self.network, self.state, self.data
+        batch_size = self.options.batch_size
+        if self.table is not None:
+            squared_norm = self.table.observe(data)
+        else:
+            unit = state.slots["unit"]
+            old = unit.copy()
+            squared_norm = self.device.observe(data.X, data.rows, data.n_samples, unit)
+            if state.step:
+                weights = network.parameters
+                self.optimizer.change_units(weights, state, old, self.terms, batch_size)
+        if network.n_layers == 1:
+            self.optimizer.set_rate_unit(state, squared_norm, data.n_samples, data.target_moments)
+        if state.step == 0:
+            self.optimizer.adopt(network.parameters, state, self.terms, batch_size)
 
     # One epoch.
 
@@ -154,7 +246,11 @@ class Trainer:
             loss, converged = self._stochastic_epoch(), False
         self.n_iter += 1
         self.state.carries["epoch"] = self.state.carries.get("epoch", 0.0) + 1
-        self._check_finite(loss)
+        penalty, is_finite = self._look_at_parameters()
+        if not (self.optimizer.is_full_batch or self.options.incremental):
+            # A block of a stream may be smaller than the model: there the penalty is left out.
+            loss += penalty
+        self._check_finite(loss, is_finite)
         self._record(loss, time.perf_counter() - start)
         no_improvement = self._follow_progress(loss)
         stop = self.on_epoch is not None and self.on_epoch(self)
@@ -185,7 +281,7 @@ class Trainer:
             stop = min(n_steps, first_step + block)
             part = slice(first_step * batch_size, stop * batch_size)
             total += self._block(order, part, stop - first_step)
-        return total / self.data.n_samples + self.terms.value(self.network.parameters)
+        return total / self.data.n_samples
 
     def _order(self) -> Any:
         """Return the order of the rows in this epoch; None as they come."""
@@ -199,62 +295,93 @@ class Trainer:
 
     def _block(self, order: Any, part: slice, n_steps: int) -> float:
         """Take the steps of one block of prepared scalars; return the sum of the losses."""
-        average, weights = self._averaging(n_steps)
-        rows = self.optimizer.prepare(
-            self.state, n_steps, self.terms, batch_size=self.options.batch_size, average=weights
+        batch_size = self.options.batch_size
+        scalars = self.optimizer.prepare(
+            self.state,
+            n_steps,
+            self.terms,
+            batch_size=batch_size,
+            average=self._averaging(n_steps),
         )
-        sparse = self.data.X.is_sparse and self.optimizer.rule is not None
-        updater = bind_updater(
-            self.optimizer,
-            self.device,
-            self.network.parameters,
-            {name: self.state.slots[name] for name in self.optimizer.slot_names},
-            average,
-            rows,
-            terms=self.terms,
-            first_step=self.state.step,
-            n_penalised=self.network.n_coefficients,
-            n_columns=self.network.layer_sizes[0],
-            width=self.network.layer_sizes[1],
-            sparse=sparse,
-        )
-        lazy = sparse and self._owing_pays(updater)
-        if self._fits_one_call(sparse):
-            loss = self._linear_block(updater, order, part, lazy)
+        if self.table is not None:
+            order = self._listed(order)[part]
+            loss = self.table.train(self._native_data, order, scalars, batch_size)
+        elif self._fits_one_call():
+            order = self._listed(order)[part]
+            native = cpu_linear.native_scalars(scalars, self.network.dtype)
+            updater = self._bind(scalars.first(1).rows())
+            loss = updater.train_linear(self._native_data, order, native, batch_size)
         else:
-            loss = self._steps(updater, order, part, n_steps, lazy)
-        self.state.step += n_steps
+            loss = self._steps(self._bind(scalars.rows()), scalars, order, part)
+        self.optimizer.advance(self.state, scalars, self.terms)
         return loss
 
-    def _steps(self, updater: Any, order: Any, part: slice, n_steps: int, lazy: bool) -> float:
+    def _bind(self, rows: np.ndarray) -> Any:
+        """Return an updater of the parameters for the steps with these rows of scalars."""
+        network, state = self.network, self.state
+        return bind_updater(
+            self.optimizer,
+            self.device,
+            network.parameters,
+            {name: state.slots[name] for name in self.optimizer.slot_names},
+            state.slots["average_sum"] if self.options.average else None,
+            rows,
+            terms=self.terms,
+            first_step=state.step,
+            n_penalised=network.n_coefficients,
+            n_columns=network.layer_sizes[0],
+            width=network.layer_sizes[1],
+            sparse=self._lazy,
+            unit=effective_unit(state),
+        )
+
+    @property
+    def _native_data(self) -> Any:
+        """What one-call training reads, apart from scalars and order."""
+        data, network, clip_norm = self.data, self.network, self.optimizer.clip_norm
+        return self._buffer(
+            "native_data",
+            lambda: cpu_linear.linear_data(
+                data.X,
+                data.targets,
+                data.weights,
+                network.loss,
+                network.fit_intercept,
+                np.inf if clip_norm is None else clip_norm,
+            ),
+        )
+
+    def _listed(self, order: Any) -> Any:
+        """Return the order as a list of rows."""
+        if order is not None:
+            return order
+        return self._buffer("as_they_come", lambda: np.arange(self.data.n_samples))
+
+    def _steps(self, updater: Any, scalars: Scalars, order: Any, part: slice) -> float:
         """Take the steps one by one; after an interrupt all debts are paid."""
-        take_step = self._sparse_step if lazy else self._dense_step
+        take_step = self._sparse_step if self._lazy else self._dense_step
         loss, step = 0.0, 0
         try:
-            for step in range(n_steps):
+            for step in range(scalars.n_steps):
                 loss += take_step(updater, self._batch(order, part, step), step)
         except KeyboardInterrupt:
-            if lazy:
+            if self._lazy:
                 updater.pay(self.device.asarray(np.arange(self.network.layer_sizes[0])), step)
-            self.state.step += step
+            self.optimizer.advance(self.state, scalars.first(step), self.terms)
             raise
-        if lazy:
+        if self._lazy:
             updater.flush()
         return self.device.read_scalar(loss)
 
-    def _averaging(self, n_steps: int) -> tuple[Any, Any]:
-        """Return the sum of the averaged weights, and the weight of each step in it."""
+    def _averaging(self, n_steps: int) -> Any:
+        """Return the weight of each of the next steps in the averaged model, and count them."""
         if not self.options.average:
-            return None, 0.0
+            return 0.0
         seen = (self.state.step + 1 + np.arange(n_steps)) * self.options.batch_size
         weights = (seen >= self.options.average).astype(np.float64)
-        parameters = self.network.parameters
-        # In float64: a float32 sum over many steps would lose the later ones.
-        zeros = self.device.xp.zeros(parameters.shape, dtype=np.float64)
-        self.state.slots.setdefault("average_sum", zeros)
         carries = self.state.carries
         carries["averaged_steps"] = carries.get("averaged_steps", 0.0) + float(weights.sum())
-        return self.state.slots["average_sum"], weights
+        return weights
 
     # One step.
 
@@ -264,35 +391,6 @@ class Trainer:
         n = min(size, self.data.n_samples - first)
         rows = None if order is None else order[first : first + n]
         return Batch(n, rows, first)
-
-    def _fits_one_call(self, sparse: bool) -> bool:
-        network = self.network
-        if network.n_layers > 1 or self.optimizer.rule is None or self.device.name != "cpu":
-            return False
-        work = self.options.batch_size * network.first_layer_size
-        return sparse or work <= _SMALL_DENSE_STEP
-
-    def _owing_pays(self, updater: Any) -> bool:
-        """Whether to update the columns that a batch touches only, and owe the rest their steps."""
-        X = self.data.X
-        per_row = X.n_stored / max(X.shape[0], 1)
-        return updater.owing_pays(min(per_row * self.options.batch_size, X.shape[1]))
-
-    def _linear_block(self, updater: Any, order: Any, part: slice, lazy: bool) -> float:
-        rows = np.arange(self.data.n_samples) if order is None else order
-        clip_norm = self.optimizer.clip_norm
-        return updater.linear_epoch(
-            self.data.X.native,
-            self.data.targets,
-            self.data.weights,
-            rows[part],
-            self.options.batch_size,
-            self.network.loss.name,
-            self.network.loss.parameter,
-            self.network.fit_intercept,
-            np.inf if clip_norm is None else clip_norm,
-            lazy,
-        )
 
     def _dense_step(self, updater: Any, batch: Batch, step: int) -> float:
         network = self.network
@@ -380,8 +478,18 @@ class Trainer:
 
     # After the epoch.
 
-    def _check_finite(self, loss: float) -> None:
-        finite = np.isfinite(loss) and bool(self.device.xp.isfinite(self.network.parameters).all())
+    def _look_at_parameters(self) -> tuple[float, bool]:
+        """Return the penalty, and whether all parameters are finite."""
+        if self.table is None:
+            parameters = self.network.parameters
+            is_finite = bool(self.device.xp.isfinite(parameters).all())
+            return self.terms.value(parameters), is_finite
+        if self.options.incremental:
+            return 0.0, self.table.is_finite
+        return self.table.penalty(self.terms)
+
+    def _check_finite(self, loss: float, is_finite: bool) -> None:
+        finite = np.isfinite(loss) and is_finite
         first = self.history["loss"][0] if self.history else loss
         if not finite or loss > _EXPLOSION * max(first, 1.0):
             raise ValueError(
@@ -441,6 +549,7 @@ class Trainer:
         return new < old
 
     def _restore_best(self) -> None:
+        self.leave_table()
         self.network.parameters[...] = self._best_weights
         batch_size = self.options.batch_size
         self.optimizer.adopt(self.network.parameters, self.state, self.terms, batch_size)

@@ -30,8 +30,7 @@ __all__ = ["SGDClassifier", "SGDRegressor"]
 class _Linear(BaseTrainedEstimator):
     """What the linear estimators share: one layer, published as `coef_` and `intercept_`."""
 
-    coef_: Any
-    intercept_: Any
+    _published = frozenset({"coef_", "intercept_"})
 
     _parameter_constraints = {
         **BaseTrainedEstimator._parameter_constraints,
@@ -139,7 +138,7 @@ class _Linear(BaseTrainedEstimator):
     def _attributes(self, network: Network, flat: Any) -> dict[str, Any]:
         views = network.views(to_host(flat))
         return {
-            "coef_": np.ascontiguousarray(views.coefs[0].T),
+            "coef_": views.coefs[0].T,
             "intercept_": views.intercepts[0].copy(),
         }
 

@@ -43,10 +43,13 @@ class Loss(BaseEstimator):
         What its targets are.
     parameter : float
         The constant of the loss, where it has one.
+    in_target_units : bool
+        Whether scores are in the units of the target.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str] = "regression"
+    in_target_units: ClassVar[bool] = True
     _parameter_constraints: dict = {}
 
     @property
@@ -148,6 +151,7 @@ class Poisson(Loss):
     r"""Half the Poisson deviance with the log link, for counts: predicts :math:`e^z`."""
 
     name = "poisson"
+    in_target_units = False
 
     def predict(self, scores: Any) -> Any:
         """Return the expected count, the exponential of the score."""
@@ -177,6 +181,7 @@ class Quantile(Loss):
 
 class _BinaryLoss(Loss):
     kind = "binary"
+    in_target_units = False
 
 
 class Hinge(_BinaryLoss):
@@ -222,6 +227,7 @@ class Multinomial(Loss):
 
     name = "multinomial"
     kind = "multinomial"
+    in_target_units = False
 
     def predict(self, scores: Any) -> Any:
         """Return the probabilities of the classes."""

@@ -29,6 +29,8 @@ __all__ = ["MLPClassifier", "MLPRegressor"]
 class _MLP(BaseTrainedEstimator):
     """What the networks share: hidden layers, published as `coefs_` and `intercepts_`."""
 
+    _published = frozenset({"coefs_", "intercepts_"})
+
     _parameter_constraints = {
         **BaseTrainedEstimator._parameter_constraints,
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],

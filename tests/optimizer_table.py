@@ -12,6 +12,7 @@ from skoptim.optimizers import (
     AdamW,
     Lion,
     Nadam,
+    NormalizedFTRL,
     ProximalGradient,
     RMSprop,
 )
@@ -45,6 +46,8 @@ ELEMENTWISE = {
     "ftrl-l1": FTRL(0.2, beta=0.5, l1=0.8, l2=0.1, initial_accumulator_value=0.2),
     "ftrl-power": FTRL(0.1, l1=0.3, l2=0.2, learning_rate_power=-0.7),
     "ftrl-clip": FTRL(0.1, beta=0.2, l1=0.1, clip_value=0.6, clip_norm=5.0),
+    "normalized_ftrl": NormalizedFTRL(0.4, beta=0.3),
+    "normalized_ftrl-l1": NormalizedFTRL(0.5, l1=0.5, l2=0.1, initial_accumulator_value=0.1),
     "lion": Lion(0.01, beta_1=0.8, beta_2=0.95),
     "lion-decay": Lion(0.02, weight_decay=0.3, l2=0.05),
     "proximal_gradient": ProximalGradient(0.05, l2=0.4),

@@ -111,21 +111,24 @@ def nadam(
 
 
 def ftrl(w, g, slots, t, *, learning_rate, beta=1.0, l1=0.0, l2=0.0, learning_rate_power=-0.5):
-    """McMahan et al. 2013, Algorithm 1: w in closed form; `learning_rate` is the paper's alpha."""
-    n = slots["n"] + g**2
-    root, old_root = power(n, -learning_rate_power), power(slots["n"], -learning_rate_power)
+    """McMahan et al. 2013, Algorithm 1: w in closed form; `learning_rate` is the paper's alpha.
+
+    In place of the paper's n the state is ``root = n^-power``.
+    """
+    old_root = slots["root"]
+    n = power(old_root, -1 / learning_rate_power) + g**2
+    root = np.where(g == 0, old_root, power(n, -learning_rate_power))
     z = slots["z"] + g - (root - old_root) / learning_rate * w
     denominator = (beta + root) / learning_rate + l2
     nothing_learned = denominator == 0
     safe = np.where(nothing_learned, 1.0, denominator)
     solution = np.where(np.abs(z) <= l1, 0.0, -(z - np.sign(z) * l1) / safe)
-    return np.where(nothing_learned, w, solution), {"z": z, "n": n}, 1 / safe
+    return np.where(nothing_learned, w, solution), {"z": z, "root": root}, 1 / safe
 
 
-def ftrl_seed(w, slots_n, *, learning_rate, beta=1.0, l1=0.0, l2=0.0, learning_rate_power=-0.5):
+def ftrl_seed(w, root, *, learning_rate, beta=1.0, l1=0.0, l2=0.0, learning_rate_power=-0.5):
     """The z for which FTRL's closed form gives `w` itself."""
-    denominator = (beta + power(slots_n, -learning_rate_power)) / learning_rate + l2
-    return -w * denominator - np.sign(w) * l1
+    return -w * ((beta + root) / learning_rate + l2) - np.sign(w) * l1
 
 
 def lion(w, g, slots, t, *, learning_rate, beta_1=0.9, beta_2=0.99):
@@ -151,6 +154,7 @@ RULES = {
     "Adamax": adamax,
     "Nadam": nadam,
     "FTRL": ftrl,
+    "NormalizedFTRL": ftrl,  # Driven by hand it knows no units.
     "Lion": lion,
     "ProximalGradient": proximal_gradient,
 }
@@ -168,7 +172,8 @@ def slot_names(name, params):
         "AdamW": moments,
         "Adamax": ["first_moment", "infinity_norm"],
         "Nadam": moments,
-        "FTRL": ["z", "n"],
+        "FTRL": ["z", "root"],
+        "NormalizedFTRL": ["z", "root"],
         "Lion": ["first_moment"],
         "ProximalGradient": [],
     }[name]
@@ -186,11 +191,12 @@ def init_slots(name, w, params):
     initial = params.get("initial_accumulator_value", 0.0)
     if name == "Adagrad":
         slots["accumulator"] += initial
-    if name == "FTRL":
-        slots["n"] += initial
+    if RULES[name] is ftrl:
+        slots["root"] += initial ** -params.get("learning_rate_power", -0.5)
         keys = ("beta", "l1", "l2", "learning_rate_power")
         hyper = {key: params[key] for key in keys if key in params}
-        slots["z"] = ftrl_seed(w, slots["n"], learning_rate=params.get("alpha", 0.1), **hyper)
+        rate = params.get("alpha", 0.1)
+        slots["z"] = ftrl_seed(w, slots["root"], learning_rate=rate, **hyper)
     return slots
 
 
@@ -228,9 +234,9 @@ def step(name, w, g, slots, t, params, *, l1=0.0, l2=0.0, lower=-np.inf, upper=n
     params.pop("initial_accumulator_value", None)
     clip_norm, clip_value = params.pop("clip_norm", None), params.pop("clip_value", None)
     weight_decay = params.pop("weight_decay", 0.01 if name == "AdamW" else 0.0)
-    rate = params.pop("alpha" if name == "FTRL" else "learning_rate")
+    rate = params.pop("alpha" if RULES[name] is ftrl else "learning_rate")
     rate = float(rate(t)) if callable(rate) else rate
-    if name == "FTRL":
+    if RULES[name] is ftrl:
         params["l1"] = params.get("l1", 0.0) + l1
         params["l2"] = params.get("l2", 0.0) + l2
         coupled_l2 = 0.0
@@ -249,7 +255,7 @@ def step(name, w, g, slots, t, params, *, l1=0.0, l2=0.0, lower=-np.inf, upper=n
     before = w
     w, slots, h = RULES[name](w, g, slots, t, learning_rate=rate, **params)
 
-    if name != "FTRL" and (l1 > 0 or l2 > 0):
+    if RULES[name] is not ftrl and (l1 > 0 or l2 > 0):
         pull = l1 + l2 * np.abs(w)
         if name in NORMALISED:
             # Where gradients were tiny, rate / denominator is huge: a penalty moves a weight by at

@@ -170,6 +170,10 @@ def test_bad_parameter_of_one_estimator(name, parameters, match):
 # --- Optimizers and schedules ---------------------------------------------------------------------
 
 
+def from_zero(steps):
+    return 0.1 * (steps - 1)
+
+
 def negative(steps):
     return -0.1 * np.ones(len(steps))
 
@@ -196,7 +200,7 @@ OPTIMIZERS = {
     "schedule-length": (SGD(of_the_wrong_length), r"learning_rate=.*of_the_wrong_length"),
     "ftrl-alpha": (FTRL(0.0), r"'alpha' parameter of FTRL"),
     "ftrl-alpha-negative": (FTRL(-1.0), r"'alpha' parameter of FTRL"),
-    "ftrl-schedule-zero": (FTRL(Cosine(0.1, total_steps=2)), r"alpha of FTRL must be positive"),
+    "ftrl-schedule-zero": (FTRL(from_zero), r"alpha of FTRL must be positive at the first step"),
     "ftrl-schedule-negative": (FTRL(negative), r"alpha.*FTRL.*negative"),
     "ftrl-l1": (FTRL(l1=-1.0), r"'l1' parameter of FTRL"),
     "ftrl-power": (FTRL(learning_rate_power=0.5), r"'learning_rate_power' parameter of FTRL"),

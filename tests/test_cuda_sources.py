@@ -233,7 +233,7 @@ def updater_methods():
     return sorted(
         name
         for name in vars(core.UpdaterFloat64)
-        if not name.startswith("_") and name != "linear_epoch"
+        if not name.startswith("_") and name != "train_linear"
     )
 
 

@@ -78,7 +78,7 @@ class Pair:
         w = random(n_penalised + width, dtype=dtype)
         w[::4] = 0
         state = optimizer.init(w, n_penalised=n_penalised)
-        rows = optimizer.prepare(state, n_steps, terms, average=1.0 if average else 0.0)
+        rows = optimizer.prepare(state, n_steps, terms, average=1.0 if average else 0.0).rows()
         self.host, self.device = (
             {
                 "w": copy(w),

@@ -22,6 +22,7 @@ from skoptim.optimizers import (
     AdamW,
     Lion,
     Nadam,
+    NormalizedFTRL,
     ProximalGradient,
     RMSprop,
 )
@@ -365,6 +366,7 @@ DECAYING = {
     "nadam": Nadam(decaying(0.02)),
     "ftrl": FTRL(0.3),
     "ftrl-power": FTRL(0.3, learning_rate_power=-0.7),
+    "normalized_ftrl": NormalizedFTRL(),
     "lion": Lion(decaying(0.005)),
 }
 STRENGTHS = {"l1": (0.02, 0.0), "l2": (0.0, 0.02), "elasticnet": (0.01, 0.01)}
@@ -471,6 +473,9 @@ def test_the_intercept_is_never_penalised(optimizer, sparse):
         for name in ("l1", "l2", "weight_decay")
         if name in optimizer.get_params() and not optimizer.is_full_batch
     }
+    if optimizer.has_units:
+        # Its rate is in units of the samples' norm, of which the features are part.
+        bare["alpha"] = optimizer.alpha * model.optimizer_state_.carries["rate_unit"]
     alone = clone(estimator).set_params(optimizer=clone(optimizer).set_params(**bare), penalty=None)
     expected = alone.fit(np.zeros_like(X), y).intercept_
     assert abs(expected[0]) > 0.05

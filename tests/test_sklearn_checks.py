@@ -19,6 +19,7 @@ from skoptim.optimizers import (
     AdamW,
     Lion,
     Nadam,
+    NormalizedFTRL,
     ProximalGradient,
     RMSprop,
 )
@@ -39,6 +40,7 @@ OPTIMIZERS = [
     Nadam(0.02),
     FTRL(0.5),
     FTRL(0.5, learning_rate_power=-0.6),
+    NormalizedFTRL(0.3),
     Lion(0.003),
     LBFGS(),
     ProximalGradient(0.01, clip_norm=10.0),

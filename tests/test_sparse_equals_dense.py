@@ -630,7 +630,7 @@ def test_a_matrix_without_entries(optimizer):
 def rows_of(optimizer, n_steps, terms, average, dtype, first_step=0):
     state = optimizer.init(np.zeros(1))
     state.step = first_step
-    rows = optimizer.prepare(state, n_steps, terms, average=average)
+    rows = optimizer.prepare(state, n_steps, terms, average=average).rows()
     assert rows.shape[1] >= len(COMMON)
     return rows.astype(dtype)
 
@@ -824,22 +824,9 @@ def test_csr_equals_dense_when_all_columns_are_stepped(optimizer, penalty, task,
 
 
 def owing_pays(optimizer, terms, touched, n_columns=100_000):
-    w = np.zeros(n_columns)
-    state = optimizer.init(w)
-    rows = optimizer.prepare(state, 10, replace(terms, n_penalised=n_columns))
-    updater = bind_updater(
-        optimizer,
-        cpu,
-        w,
-        state.slots,
-        None,
-        rows,
-        n_penalised=n_columns,
-        n_columns=n_columns,
-        width=1,
-        sparse=True,
-    )
-    return updater.owing_pays(touched)
+    state = optimizer.init(np.zeros(1))
+    rows = optimizer.prepare(state, 10, terms).rows()
+    return cpu.owing_pays(optimizer.rule, rows, touched, n_columns)
 
 
 def test_debts_are_made_only_where_they_are_cheaper():

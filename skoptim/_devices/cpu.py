@@ -23,7 +23,8 @@ dot = core.dot
 prox = core.prox
 prox_groups = core.prox_groups
 
-_SUFFIX = {np.dtype(np.float32): "Float32", np.dtype(np.float64): "Float64"}
+#: How the compiled classes of a dtype are named.
+SUFFIX = {np.dtype(np.float32): "Float32", np.dtype(np.float64): "Float64"}
 
 
 class Matrix:
@@ -46,7 +47,7 @@ class Matrix:
         self.shape: tuple[int, int] = X.shape
         self.dtype = X.dtype
         self.array = X
-        native = getattr(core, "Matrix" + _SUFFIX[X.dtype])
+        native = getattr(core, "Matrix" + SUFFIX[X.dtype])
         if not self.is_sparse:
             self.native = native(X)
             return
@@ -85,7 +86,7 @@ def _csr_arrays(X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def make_targets(*, labels: Any = None, values: Any = None, n_outputs: int, dtype: Any) -> Any:
     """Return the targets of a fit, from class indices or from an (n_samples, n_outputs) array."""
-    kind = getattr(core, "Targets" + _SUFFIX[np.dtype(dtype)])
+    kind = getattr(core, "Targets" + SUFFIX[np.dtype(dtype)])
     if labels is not None:
         return kind(np.ascontiguousarray(labels, dtype=np.int32), n_outputs)
     return kind(np.ascontiguousarray(values, dtype=dtype))
@@ -102,11 +103,36 @@ def make_updater(
     width: int = 0,
     n_penalised: int,
     sparse: bool = False,
+    unit: np.ndarray | None = None,
 ) -> Any:
     """Bind a compiled rule to flat parameters and to a block of prepared scalars."""
-    kind = getattr(core, "Updater" + _SUFFIX[w.dtype])
+    kind = getattr(core, "Updater" + SUFFIX[w.dtype])
     rows = np.ascontiguousarray(rows, dtype=w.dtype)
-    return kind(rule, w, slots, average, rows, n_columns, width, n_penalised, sparse)
+    return kind(rule, w, slots, average, rows, n_columns, width, n_penalised, sparse, unit)
+
+
+def owing_pays(rule: str, rows: np.ndarray, touched_columns: float, n_columns: int) -> bool:
+    """Whether owing idle steps to the columns that a batch does not touch is cheaper.
+
+    Parameters
+    ----------
+    rule : str
+    rows : ndarray of shape (n_steps, n_scalars)
+        Prepared scalars of some steps.
+    touched_columns : float
+        How many columns a batch touches.
+    n_columns : int
+        How many there are.
+    """
+    return core.owing_pays(rule, np.ascontiguousarray(rows), touched_columns, n_columns)
+
+
+def observe(X: Matrix, rows: Any, n: int, unit: np.ndarray) -> float:
+    """Let the units of columns, 1 / their largest entry, know some rows.
+
+    Returns the mean squared norm of these rows, measured in the units.
+    """
+    return core.observe(X.native, rows, 0, n, unit)
 
 
 def squared_norm(a: np.ndarray) -> float:

@@ -7,7 +7,7 @@ first needed. Every sum runs in an order that depends on sizes alone, so results
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -336,6 +336,7 @@ class Updater:
         width: int,
         n_penalised: int,
         sparse: bool,
+        unit: Any = None,
     ):
         self._template = rule, w.dtype.name
         self._size, self._n_penalised = len(w), n_penalised
@@ -343,7 +344,7 @@ class Updater:
         self._rows = asarray(rows, w.dtype)
         self._grouped = bool(rows[0, _GROUP_L1] > 0)
         padded = dict(zip(("slot_0", "slot_1", "slot_2"), [*slots, None, None, None], strict=False))
-        self._parameters = {"w": w, "average": average, **padded}
+        self._parameters = {"w": w, "average": average, "unit": unit, **padded}
         self.gradient_scale: Any = None
         if sparse:
             self._start_ledger()
@@ -381,13 +382,6 @@ class Updater:
     def flush(self) -> None:
         """Pay all columns all steps of the block."""
         self._pay(None, self._n_columns, len(self._rows))
-
-    def owing_pays(self, touched_columns: float) -> bool:
-        """Whether to step the touched columns only, rather than all; not measured on a device yet.
-
-        Steps that are replayed cost arithmetic, those of all columns memory traffic.
-        """
-        return 8.0 * touched_columns < self._n_columns
 
     @property
     def _tile_size(self) -> int:
@@ -427,6 +421,8 @@ class Updater:
             begin=begin,
             end=end,
             n_penalised=self._n_penalised,
+            n_columns=self._n_columns,
+            width=self._width,
         )
 
     def _start_ledger(self) -> None:
@@ -473,9 +469,59 @@ def make_updater(
     width: int = 0,
     n_penalised: int,
     sparse: bool = False,
+    unit: Any = None,
 ) -> Updater:
     """Bind a compiled rule to flat parameters and to a block of prepared scalars."""
-    return Updater(rule, w, slots, average, rows, n_columns, width, n_penalised, sparse)
+    return Updater(rule, w, slots, average, rows, n_columns, width, n_penalised, sparse, unit)
+
+
+def owing_pays(rule: str, rows: np.ndarray, touched_columns: float, n_columns: int) -> bool:
+    """Whether to step the touched columns only, rather than all; not measured on a device yet.
+
+    Steps that are replayed cost arithmetic, those of all columns memory traffic.
+    """
+    return 8.0 * touched_columns < n_columns
+
+
+def observe(X: Matrix, rows: Any, n: int, unit: Any) -> float:
+    """Let the units of columns, 1 / their largest entry, know some rows.
+
+    Returns the mean squared norm of these rows, measured in the units.
+    """
+    xp = _cupy()
+    largest = xp.zeros_like(unit)
+    for columns, values in _parts(X, rows, n):
+        if columns is None:
+            xp.maximum(largest, abs(values).max(axis=0), out=largest)
+        else:
+            _scatter_max(largest, columns, abs(values))
+    seen = largest > 1e-30
+    own = xp.where(seen, 1 / xp.where(seen, largest, 1), xp.inf)
+    smallest = xp.minimum(xp.where(unit == 0, xp.inf, unit), own)
+    unit[...] = xp.where(xp.isinf(smallest), 0, smallest)
+    total = 0.0
+    for columns, values in _parts(X, rows, n):
+        scaled = values * (unit if columns is None else unit[columns])
+        total += float(scaled.astype(np.float64).ravel() @ scaled.astype(np.float64).ravel())
+    return total / max(n, 1)
+
+
+def _parts(X: Matrix, rows: Any, n: int) -> Iterator[tuple[Any, Any]]:
+    """Yield dense rows, or columns and values of CSR entries, of some of the rows at a time."""
+    for first in range(0, n, _ROWS_PER_CHUNK):
+        stop = min(n, first + _ROWS_PER_CHUNK)
+        taken = None if rows is None else rows[first:stop]
+        if not X.is_sparse:
+            yield None, X.array[first:stop] if taken is None else X.array[taken]
+            continue
+        entries = _sorted_entries(X, taken, first, stop - first)
+        yield entries.keys >> 32, entries.values[entries.keys & 0xFFFFFFFF]
+
+
+def _scatter_max(target: Any, places: Any, values: Any) -> None:
+    import cupyx
+
+    cupyx.scatter_max(target, places, values)
 
 
 def clip_norm(updater: Any, gradients: Sequence[Any], bound: float) -> None:

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -196,13 +197,14 @@ struct MatrixObject {
 
 template <class T>
 struct TargetsObject {
-  Targets<T> view{nullptr, nullptr};
+  Targets<T> view{nullptr, nullptr, 0};
   nb::object owner;
   int64_t n_rows, n_outputs;
 
   TargetsObject(Input<int32_t> labels, int64_t n_outputs_)
       : owner(nb::cast(labels)), n_rows(labels.shape(0)), n_outputs(n_outputs_) {
     view.labels = labels.data();
+    view.first_class = n_outputs == 1 ? 1 : 0;
     for (int64_t i = 0; i < n_rows; ++i)
       require(view.labels[i] >= 0 && view.labels[i] < std::max<int64_t>(2, n_outputs),
               "targets: class indices must lie in 0..n_classes - 1");
@@ -219,6 +221,65 @@ void check_targets(const std::string& loss, const TargetsObject<T>& targets) {
           "multinomial: needs class indices, and a score for each of at least two classes");
 }
 
+// The scalars of a block of steps: a row of which some columns vary.
+template <class T>
+struct ScalarsObject {
+  ScalarBlock<T> view;
+  Input<T> row;
+  Input<int64_t> varying;
+  Input2d<T> values;
+
+  ScalarsObject(int64_t n_steps, Input<T> row_, Input<int64_t> varying_, Input2d<T> values_)
+      : row(row_), varying(varying_), values(values_) {
+    view = {row.data(), varying.data(), values.data(), n_steps, int64_t(varying.shape(0)), int64_t(row.shape(0))};
+    require(n_steps > 0, "scalars: at least one step");
+    require(view.n_varying == 0 || (int64_t(values.shape(0)) == n_steps && values.shape(1) == varying.shape(0)),
+            "values: one for each step and varying column");
+    check_range(varying.data(), view.n_varying, view.width, "varying: column number out of range");
+  }
+};
+
+// What a linear model is trained on, and how: everything about a block of steps but its scalars and
+// the order of its samples.
+template <class T>
+class LinearData {
+ public:
+  LinearData(const MatrixObject<T>& x, const TargetsObject<T>& targets, std::optional<Input<T>> weights,
+             const std::string& loss, double parameter, bool fit_intercept, double clip_norm)
+      : owners_{nb::cast(&x, nb::rv_policy::reference), nb::cast(&targets, nb::rv_policy::reference)},
+        weights_(weights) {
+    require(targets.n_rows == x.view.n_rows, "targets: one for each row of X");
+    require(!weights || int64_t(weights->shape(0)) == x.view.n_rows, "weights: one for each row");
+    check_targets(loss, targets);
+    task_.x = x.view;
+    task_.longest_row = x.longest_row;
+    task_.targets = targets.view;
+    task_.weights = weights ? weights->data() : nullptr;
+    task_.n_outputs = targets.n_outputs;
+    task_.loss = &find_loss<T>(loss);
+    task_.loss_parameter = T(parameter);
+    task_.fit_intercept = fit_intercept;
+    task_.clip_norm = clip_norm;
+  }
+
+  LinearTask<T> task(const Input<int64_t>& order, const ScalarsObject<T>& scalars, int64_t batch_size) const {
+    LinearTask<T> task = task_;
+    task.order = order.data();
+    task.n_samples = order.shape(0);
+    require(batch_size > 0 && task.n_samples > 0, "order, batch_size: at least one sample");
+    task.batch_size = std::min(batch_size, task.n_samples);
+    task.scalars = scalars.view;
+    require(scalars.view.n_steps == (task.n_samples + task.batch_size - 1) / task.batch_size,
+            "scalars: one step for each batch");
+    return task;
+  }
+
+ private:
+  LinearTask<T> task_{};
+  nb::object owners_[2];
+  std::optional<Input<T>> weights_;
+};
+
 // A rule bound to flat parameters and to one block of prepared scalars. The first
 // n_columns * width parameters are the first layer, n_columns runs of `width`; the first
 // n_penalised are coefficients; the rest are intercepts.
@@ -227,9 +288,9 @@ class Updater {
  public:
   Updater(const std::string& rule, Vector<T> w, std::vector<Vector<T>> slots,
           std::optional<Vector<double>> average, Input2d<T> rows, int64_t n_columns, int64_t width,
-          int64_t n_penalised, bool sparse)
+          int64_t n_penalised, bool sparse, std::optional<Input<T>> unit)
       : rule_(find_rule<T>(rule)), kernels_(kernels<T>()), size_(w.shape(0)), n_columns_(n_columns),
-        width_(width), n_penalised_(n_penalised), w_(w), slots_(slots), average_(average), rows_(rows) {
+        width_(width), n_penalised_(n_penalised), w_(w), slots_(slots), average_(average), rows_(rows), unit_(unit) {
     require(int(slots.size()) == rule_.info.n_slots, "slots: as many arrays as the rule has slots");
     require(n_penalised >= 0 && n_penalised <= size_, "n_penalised: more parameters than w has");
     require(n_columns >= 0 && width >= 0 && (width == 0 || n_columns <= n_penalised / width),
@@ -242,6 +303,10 @@ class Updater {
     if (average) {
       require(int64_t(average->shape(0)) == size_, "average: must have the length of w");
       parameters_.average = average->data();
+    }
+    if (unit) {
+      require(int64_t(unit->shape(0)) == n_columns, "unit: one for each column");
+      parameters_.unit = unit->data();
     }
     block_.rows = rows.data();
     block_.n_steps = rows.shape(0);
@@ -288,45 +353,20 @@ class Updater {
     rule_.pay_columns(parameters_, nullptr, n_columns_, width_, block_, paid_.data(), block_.n_steps);
   }
 
-  // Whether owing idle steps to the columns that a batch does not touch costs less than stepping
-  // them all. A replayed step costs about eight times a vectorised one.
-  bool owing_pays(double touched_columns) const {
-    const double replayed = std::min(rule_.steps_to_replay(block_.rows, block_.closed_idle),
-                                     double(n_columns_) / std::max(touched_columns, 1.0));
-    return 8.0 * touched_columns * (1.0 + replayed) < double(n_columns_);
-  }
-
-  double linear_epoch(const MatrixObject<T>& x, const TargetsObject<T>& targets,
-                      std::optional<Input<T>> weights, Input<int64_t> order, int64_t batch_size,
-                      const std::string& loss, double parameter, bool fit_intercept,
-                      double clip_norm, bool lazy) {
-    const int64_t n = order.shape(0);
-    require(batch_size > 0 && (n + batch_size - 1) / batch_size == block_.n_steps,
-            "order: as many batches as there are rows of scalars");
-    require(n_columns_ == x.view.n_columns && width_ == targets.n_outputs &&
-                size_ == n_columns_ * width_ + width_ && targets.n_rows == x.view.n_rows,
-            "linear_epoch: X, targets and w do not fit together");
-    require(!weights || int64_t(weights->shape(0)) == x.view.n_rows, "weights: one for each row");
-    require(!lazy || !x.view.indices || !paid_.empty() || n_columns_ == 0,
-            "lazy: this updater keeps no ledger");
-    check_targets(loss, targets);
+  // Steps of a linear model that visit all columns, in one call; returns the sum of the losses.
+  double train_linear(const LinearData<T>& data, Input<int64_t> order, const ScalarsObject<T>& scalars,
+                      int64_t batch_size) const {
+    const LinearTask<T> task = data.task(order, scalars, batch_size);
+    require(scalars.view.width >= rule_.info.row_width, "scalars: as many as the rule wants");
+    require(n_columns_ == task.x.n_columns && width_ == task.n_outputs &&
+                size_ == n_columns_ * width_ + width_,
+            "train_linear: X, targets and w do not fit together");
     nb::gil_scoped_release unlocked;
-    check_range(order.data(), n, x.view.n_rows, "order: row number out of range");
-    const bool sparse = x.view.indices != nullptr;
-    batch_size = std::min(batch_size, n);
-    // Products cannot overflow: both factors are bounded by what is in memory.
-    const int64_t touched = std::min(n_columns_, x.longest_row * batch_size);
-    std::vector<int64_t> columns(sparse ? touched : 0);
-    std::vector<int32_t> position(sparse ? n_columns_ : 0, -1);
-    std::vector<T> gradients((sparse && lazy ? touched : n_columns_) * width_), scores(batch_size * width_),
-        derivatives(batch_size * width_), bias_gradient(width_);
-    const LinearEpoch<T> epoch{x.view, targets.view, weights ? weights->data() : nullptr,
-                               order.data(), n, batch_size, width_, fit_intercept, clip_norm,
-                               &find_loss<T>(loss), T(parameter), &rule_, parameters_, block_,
-                               lazy, paid_.data(),
-                               {columns.data(), gradients.data(), scores.data(),
-                                derivatives.data(), bias_gradient.data(), position.data()}};
-    return kernels_.linear_epoch(epoch);
+    check_range(order.data(), task.n_samples, task.x.n_rows, "order: row number out of range");
+    std::vector<T> gradients(n_columns_ * width_), scores(task.batch_size * width_),
+        derivatives(task.batch_size * width_), bias_gradient(width_);
+    return kernels_.train_flat(task, rule_, parameters_,
+                               {gradients.data(), scores.data(), derivatives.data(), bias_gradient.data()});
   }
 
  private:
@@ -338,9 +378,9 @@ class Updater {
   void apply_from(int64_t begin, const T* g, int64_t step) const {
     const T* scalars = row(step);
     const int64_t first_layer = n_columns_ * width_;
-    const bool grouped = scalars[3] > T(0);
-    // A group penalty needs a range of its own for the first layer; otherwise one range will do.
-    const int64_t split = grouped ? first_layer : begin;
+    const bool own_range = scalars[3] > T(0) || parameters_.unit;
+    // Groups and units need a range of its own for the first layer; otherwise one range will do.
+    const int64_t split = own_range ? first_layer : begin;
     if (begin < split) rule_.apply(parameters_, g, begin, split, scalars, true, width_);
     const int64_t rest = std::max(begin, split);
     rule_.apply(parameters_, g + (rest - begin), rest, n_penalised_, scalars, true, 0);
@@ -354,7 +394,7 @@ class Updater {
     averaged_.resize(block_.n_steps + 1);
     highest_rate_.resize(block_.n_steps + 1);
     block_.averaging = parameters_.average != nullptr;
-    block_.closed_idle = rule_.running_sums(block_.rows, block_.n_steps, block_.width, block_.averaging,
+    block_.closed_idle = rule_.running_sums(block_.rows, 0, block_.n_steps, block_.width, block_.averaging,
                                            decay_.data(), threshold_.data(), averaged_.data(),
                                             highest_rate_.data());
     block_.decay = decay_.data();
@@ -370,10 +410,109 @@ class Updater {
   std::vector<Vector<T>> slots_;
   std::optional<Vector<double>> average_;
   Input2d<T> rows_;
+  std::optional<Input<T>> unit_;
   Parameters<T> parameters_{};
   Block<T> block_{};
   std::vector<int32_t> paid_;
   std::vector<double> decay_, threshold_, averaged_, highest_rate_;
+};
+
+// A linear model while it is trained on CSR data, see cpu_table.hpp.
+template <class T>
+class TableObject {
+ public:
+  TableObject(const std::string& rule, int64_t n_columns, int64_t width, bool has_units, bool averaging)
+      : n_columns_(n_columns), width_(width), has_units_(has_units), averaging_(averaging),
+        info_(find_rule<T>(rule).info),
+        table_(find_rule<T>(rule).make_table(n_columns, width, has_units, averaging, info_.row_width)) {}
+
+  void load(Input<T> w, const std::vector<Input<T>>& slots, const std::optional<Input<double>>& average,
+            const std::optional<Input<T>>& unit, Input<T> last_row) {
+    std::vector<const T*> pointers(max_slots);
+    check(w.shape(0), slots, average, unit);
+    for (size_t j = 0; j < slots.size(); ++j) pointers[j] = slots[j].data();
+    require(int64_t(last_row.shape(0)) >= info_.row_width, "last_row: too short for the rule");
+    nb::gil_scoped_release unlocked;
+    table_->load(w.data(), pointers.data(), average ? average->data() : nullptr,
+                 unit ? unit->data() : nullptr, last_row.data());
+    loaded_ = true;
+  }
+
+  void store(Vector<T> w, const std::vector<Vector<T>>& slots, const std::optional<Vector<double>>& average,
+             const std::optional<Vector<T>>& unit) {
+    require_loaded();
+    std::vector<T*> pointers(max_slots);
+    if (!slots.empty()) check(w.shape(0), slots, average, unit);
+    require(int64_t(w.shape(0)) == size(), "w: must have the size of the table");
+    for (size_t j = 0; j < slots.size(); ++j) pointers[j] = slots[j].data();
+    nb::gil_scoped_release unlocked;
+    table_->store(w.data(), pointers.data(), average ? average->data() : nullptr,
+                  unit ? unit->data() : nullptr);
+  }
+
+  double train(const LinearData<T>& data, Input<int64_t> order, const ScalarsObject<T>& scalars,
+               int64_t batch_size) {
+    require_loaded();
+    const LinearTask<T> task = data.task(order, scalars, batch_size);
+    require(task.x.indices && n_columns_ == task.x.n_columns && width_ == task.n_outputs,
+            "train: X must be CSR, and it and the targets must fit the table");
+    require(scalars.view.width == info_.row_width, "scalars: as many as the rule wants");
+    nb::gil_scoped_release unlocked;
+    check_range(order.data(), task.n_samples, task.x.n_rows, "order: row number out of range");
+    return table_->train(task);
+  }
+
+  double observe(const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n) {
+    check_rows(x, rows, first, n);
+    nb::gil_scoped_release unlocked;
+    return table_->observe(x.view, x.pointer(rows), first, n);
+  }
+
+  void keep(const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n) {
+    check_rows(x, rows, first, n);
+    nb::gil_scoped_release unlocked;
+    table_->keep(x.view, x.pointer(rows), first, n);
+  }
+  void undo() { table_->undo(); }
+  void forget() { table_->forget(); }
+  bool finite() { return table_->finite(); }
+
+  nb::tuple penalty_sums() {
+    require_loaded();
+    PenaltySums sums;
+    {
+      nb::gil_scoped_release unlocked;
+      sums = table_->penalty_sums();
+    }
+    return nb::make_tuple(sums.absolute, sums.squares, sums.norms, sums.finite);
+  }
+
+ private:
+  void check_rows(const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n) const {
+    require_loaded();
+    x.check_batch(rows, first, n);
+    require(x.view.indices && x.view.n_columns == n_columns_, "X must be CSR, and fit the table");
+  }
+  int64_t size() const { return n_columns_ * width_ + width_; }
+  void require_loaded() const { require(loaded_, "the table is empty: call load first"); }
+
+  template <class Slots, class Average, class Unit>
+  void check(size_t n, const Slots& slots, const Average& average, const Unit& unit) const {
+    require(int64_t(n) == size(), "w: must have the size of the table");
+    require(int(slots.size()) == info_.n_slots, "slots: as many arrays as the rule has slots");
+    for (const auto& slot : slots)
+      require(int64_t(slot.shape(0)) == size(), "slots: each must have the length of w");
+    require(average.has_value() == averaging_, "average: needed by a table that averages");
+    require(!average || int64_t(average->shape(0)) == size(), "average: must have the length of w");
+    require(unit.has_value() == has_units_, "unit: needed by a table with units");
+    require(!unit || int64_t(unit->shape(0)) == n_columns_, "unit: one for each column");
+  }
+
+  const int64_t n_columns_, width_;
+  const bool has_units_, averaging_;
+  const RuleInfo& info_;
+  std::unique_ptr<LinearTable<T>> table_;
+  bool loaded_ = false;
 };
 
 template <class T>
@@ -393,18 +532,45 @@ void bind(nb::module_& m, const char* suffix) {
       .def(nb::init<Input2d<T>>(), "values"_a.noconvert());
   nb::class_<Updater<T>>(m, ("Updater" + s).c_str())
       .def(nb::init<const std::string&, Vector<T>, std::vector<Vector<T>>, std::optional<Vector<double>>,
-                    Input2d<T>, int64_t, int64_t, int64_t, bool>(),
+                    Input2d<T>, int64_t, int64_t, int64_t, bool, std::optional<Input<T>>>(),
            "rule"_a, "w"_a.noconvert(), "slots"_a.noconvert(), "average"_a.noconvert().none(), "rows"_a.noconvert(),
-           "n_columns"_a, "width"_a, "n_penalised"_a, "sparse"_a)
+           "n_columns"_a, "width"_a, "n_penalised"_a, "sparse"_a, "unit"_a.noconvert().none())
       .def("apply", &Updater<T>::apply, "g"_a.noconvert(), "step"_a)
       .def("apply_rest", &Updater<T>::apply_rest, "g"_a.noconvert(), "step"_a)
       .def("apply_columns", &Updater<T>::apply_columns, "columns"_a, "g"_a.noconvert(), "step"_a)
       .def("pay", &Updater<T>::pay, "columns"_a, "step"_a)
       .def("flush", &Updater<T>::flush)
-      .def("owing_pays", &Updater<T>::owing_pays, "touched_columns"_a)
-      .def("linear_epoch", &Updater<T>::linear_epoch, "x"_a, "targets"_a, "weights"_a.noconvert().none(),
-           "order"_a, "batch_size"_a, "loss"_a, "parameter"_a, "fit_intercept"_a, "clip_norm"_a, "lazy"_a);
+      .def("train_linear", &Updater<T>::train_linear, "data"_a, "order"_a, "scalars"_a, "batch_size"_a);
+  nb::class_<ScalarsObject<T>>(m, ("Scalars" + s).c_str())
+      .def(nb::init<int64_t, Input<T>, Input<int64_t>, Input2d<T>>(), "n_steps"_a, "row"_a.noconvert(),
+           "varying"_a.noconvert(), "values"_a.noconvert());
+  nb::class_<LinearData<T>>(m, ("LinearData" + s).c_str())
+      .def(nb::init<const MatrixObject<T>&, const TargetsObject<T>&, std::optional<Input<T>>,
+                    const std::string&, double, bool, double>(),
+           "x"_a, "targets"_a, "weights"_a.noconvert().none(), "loss"_a, "parameter"_a,
+           "fit_intercept"_a, "clip_norm"_a);
+  nb::class_<TableObject<T>>(m, ("LinearTable" + s).c_str())
+      .def(nb::init<const std::string&, int64_t, int64_t, bool, bool>(), "rule"_a, "n_columns"_a,
+           "width"_a, "has_units"_a, "averaging"_a)
+      .def("load", &TableObject<T>::load, "w"_a.noconvert(), "slots"_a.noconvert(),
+           "average"_a.noconvert().none(), "unit"_a.noconvert().none(), "last_row"_a.noconvert())
+      .def("store", &TableObject<T>::store, "w"_a.noconvert(), "slots"_a.noconvert(),
+           "average"_a.noconvert().none(), "unit"_a.noconvert().none())
+      .def("train", &TableObject<T>::train, "data"_a, "order"_a, "scalars"_a, "batch_size"_a)
+      .def("observe", &TableObject<T>::observe, "x"_a, "rows"_a.none(), "first"_a, "n"_a)
+      .def("penalty_sums", &TableObject<T>::penalty_sums)
+      .def("keep", &TableObject<T>::keep, "x"_a, "rows"_a.none(), "first"_a, "n"_a)
+      .def("undo", &TableObject<T>::undo)
+      .def("forget", &TableObject<T>::forget)
+      .def_prop_ro("finite", &TableObject<T>::finite);
 
+  m.def("observe",
+        [](const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n, Vector<T> unit) {
+          x.check_batch(rows, first, n);
+          require(int64_t(unit.shape(0)) == x.view.n_columns, "unit: one for each column");
+          return kernels<T>().observe(x.view, x.pointer(rows), first, n, unit.data());
+        },
+        "x"_a, "rows"_a.none(), "first"_a, "n"_a, "unit"_a.noconvert(), Unlocked());
   m.def("gather_rows",
         [](Input2d<T> x, Input<int64_t> rows, Output2d<T> out) {
           require(out.shape(0) == rows.shape(0) && out.shape(1) == x.shape(1), "out: wrong shape");
@@ -513,6 +679,22 @@ void bind(nb::module_& m, const char* suffix) {
         "w"_a.noconvert(), "n_groups"_a, "width"_a, "threshold"_a, Unlocked());
 }
 
+// Whether owing idle steps to the columns that a batch does not touch costs less than stepping them
+// all. `rows` are the scalars of some steps. A replayed step costs about eight times a vectorised one.
+bool owing_pays(const std::string& name, Input2d<double> rows, double touched_columns, int64_t n_columns) {
+  const RuleKernels<double>& rule = find_rule<double>(name);
+  const int64_t n_steps = rows.shape(0), width = rows.shape(1);
+  require(n_steps > 0 && width >= rule.info.row_width, "rows: as many scalars as the rule wants");
+  std::vector<double> sums[4];
+  for (auto& sum : sums) sum.resize(n_steps + 1);
+  const bool averaging = rows.data()[8] != 0;
+  const bool closed = rule.running_sums(rows.data(), 0, n_steps, width, averaging, sums[0].data(),
+                                        sums[1].data(), sums[2].data(), sums[3].data());
+  const double replayed = std::min(rule.steps_to_replay(rows.data(), closed),
+                                   double(n_columns) / std::max(touched_columns, 1.0));
+  return 8.0 * touched_columns * (1.0 + replayed) < double(n_columns);
+}
+
 nb::dict describe_rules() {
   nb::dict rules;
   for (int i = 0; i < active.load()->double_->n_rules; ++i) {
@@ -556,6 +738,7 @@ NB_MODULE(_core, m) {
   });
   m.def("current_isa", [] { return active.load()->name; });
   m.def("use_isa", &use_isa, "name"_a);
+  m.def("owing_pays", &owing_pays, "rule"_a, "rows"_a, "touched_columns"_a, "n_columns"_a);
   m.def("describe_rules", &describe_rules);
   m.def("describe_activations", &describe_activations);
 }

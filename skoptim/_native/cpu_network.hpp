@@ -29,27 +29,50 @@ struct Multinomial {
 
 template <class Loss, class T>
 struct ElementwiseLoss {
-  // Class labels become -1 and +1: one column means "is class 1", several "is class k".
-  static T target(const Targets<T>& targets, int64_t row, int64_t k, int64_t n_outputs) {
-    if (!targets.labels) return targets.values[row * n_outputs + k];
-    return targets.labels[row] == (n_outputs == 1 ? 1 : k) ? T(1) : T(-1);
-  }
+  // Scores are taken some at a time: targets are looked up, then all are evaluated in one loop.
+  static constexpr int64_t chunk = 64;
+
   static double batch(const T* z, int64_t n, int64_t n_outputs, const Targets<T>& targets,
                       const int64_t* rows, int64_t first, const T* weights, T parameter, T scale,
                       T* d) {
+    if (n * n_outputs == 1) {
+      const int64_t row = rows ? rows[0] : first;
+      const T y = target(targets, row, 0, 1), weight = weights ? weights[row] : T(1);
+      if (d) d[0] = scale * weight * Loss::derivative(z[0], y, parameter);
+      return double(weight) * Loss::value(z[0], y, parameter);
+    }
+    T y[chunk], weight[chunk], value[chunk];
     double total = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t row = rows ? rows[i] : first + i;
-      const T weight = weights ? weights[row] : T(1);
-      double loss = 0;
-      for (int64_t k = 0; k < n_outputs; ++k) {
-        const T score = z[i * n_outputs + k], y = target(targets, row, k, n_outputs);
-        loss += Loss::value(score, y, parameter);
-        if (d) d[i * n_outputs + k] = scale * weight * Loss::derivative(score, y, parameter);
+    int64_t i = 0, k = 0;
+    for (int64_t begin = 0; begin < n * n_outputs; begin += chunk) {
+      const int64_t size = n * n_outputs - begin < chunk ? n * n_outputs - begin : chunk;
+      for (int64_t j = 0; j < size; ++j) {
+        const int64_t row = rows ? rows[i] : first + i;
+        y[j] = target(targets, row, k, n_outputs);
+        weight[j] = weights ? weights[row] : T(1);
+        if (++k == n_outputs) k = 0, ++i;
       }
-      total += weight * loss;
+      const T* const score = z + begin;
+      if (d) {
+        T* const derivative = d + begin;
+#pragma GCC ivdep
+        for (int64_t j = 0; j < size; ++j) {
+          value[j] = Loss::value(score[j], y[j], parameter);
+          derivative[j] = scale * weight[j] * Loss::derivative(score[j], y[j], parameter);
+        }
+      } else {
+#pragma GCC ivdep
+        for (int64_t j = 0; j < size; ++j) value[j] = Loss::value(score[j], y[j], parameter);
+      }
+      for (int64_t j = 0; j < size; ++j) total += double(weight[j]) * value[j];
     }
     return total;
+  }
+
+  // Class labels become -1 and +1: a column means "is this class".
+  static T target(const Targets<T>& targets, int64_t row, int64_t k, int64_t n_outputs) {
+    if (!targets.labels) return targets.values[row * n_outputs + k];
+    return targets.labels[row] == targets.first_class + k ? T(1) : T(-1);
   }
 };
 
@@ -112,6 +135,47 @@ void visit_entries(const Matrix<T>& x, const int64_t* rows, int64_t first, int64
     visit_entries<int32_t>(x, rows, first, n, visit);
 }
 
+// Reads a row: the numbers of its columns are copied, its values pointed at; returns their number.
+template <class Index, class T>
+int64_t read_row(const Matrix<T>& x, int64_t row, int64_t* columns, const T** values) {
+  const Index* const indptr = static_cast<const Index*>(x.indptr);
+  const int64_t begin = int64_t(indptr[row]), n = int64_t(indptr[row + 1]) - begin;
+  const Index* const indices = static_cast<const Index*>(x.indices) + begin;
+  for (int64_t e = 0; e < n; ++e) columns[e] = int64_t(indices[e]);
+  *values = x.data + begin;
+  return n;
+}
+
+template <class T>
+int64_t read_row(const Matrix<T>& x, int64_t row, int64_t* columns, const T** values) {
+  return x.wide ? read_row<int64_t>(x, row, columns, values) : read_row<int32_t>(x, row, columns, values);
+}
+
+// Rows are visited in a random order, so the processor cannot guess the next one: it is told.
+// (Inlined by force: a call to a function that only prefetches may be removed as having no effect.)
+template <class Index, class T>
+[[gnu::always_inline]] inline void prefetch(const LinearTask<T>& task, int64_t place) {
+  constexpr int64_t rows_ahead = 8, line = 64;
+  const Index* const indptr = static_cast<const Index*>(task.x.indptr);
+  if (place + 3 * rows_ahead < task.n_samples) __builtin_prefetch(indptr + task.order[place + 3 * rows_ahead]);
+  if (place + rows_ahead >= task.n_samples) return;
+  const int64_t row = task.order[place + rows_ahead];
+  const int64_t begin = int64_t(indptr[row]), end = int64_t(indptr[row + 1]);
+  const Index* const indices = static_cast<const Index*>(task.x.indices);
+  for (int64_t e = begin; e < end; e += line / int64_t(sizeof(Index))) __builtin_prefetch(indices + e);
+  for (int64_t e = begin; e < end; e += line / int64_t(sizeof(T))) __builtin_prefetch(task.x.data + e);
+  if (task.targets.labels)
+    __builtin_prefetch(task.targets.labels + row);
+  else
+    __builtin_prefetch(task.targets.values + row * task.n_outputs);
+  if (task.weights) __builtin_prefetch(task.weights + row);
+}
+
+template <class T>
+[[gnu::always_inline]] inline void prefetch(const LinearTask<T>& task, int64_t place) {
+  task.x.wide ? prefetch<int64_t>(task, place) : prefetch<int32_t>(task, place);
+}
+
 template <class T>
 void add_scaled(T* out, const T* in, T factor, int64_t n) {
 #pragma GCC ivdep
@@ -172,13 +236,70 @@ void column_sums(const T* a, int64_t n, int64_t width, T* out) {
   for (int64_t i = 0; i < n; ++i) add_scaled(out, a + i * width, T(1), width);
 }
 
+// Sums of products in eight or sixteen lanes: the order does not depend on the instruction set.
+template <class Sum, class T>
+Sum lane_dot(const T* a, const T* b, int64_t n) {
+  constexpr int lanes = 64 / sizeof(Sum);
+  Sum sums[lanes] = {};
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes)
+    for (int j = 0; j < lanes; ++j) sums[j] += Sum(a[i + j]) * b[i + j];
+  for (int j = 0; i + j < n; ++j) sums[j] += Sum(a[i + j]) * b[i + j];
+  for (int half = lanes / 2; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+  return sums[0];
+}
+
 // In double and by one thread: the result does not depend on how many there are.
 template <class T>
-double dot(const T* a, const T* b, int64_t n) {
+double dot(const T* a, const T* b, int64_t n) { return lane_dot<double>(a, b, n); }
+
+// Lets the unit of a column, 1 / its largest |x|, know a value; 0 before the first, and where values
+// are too small to divide by. Returns whether it became another one.
+template <class T>
+bool shrinks_unit(T& unit, T value) {
+  const T own = T(1) / absolute(value);
+  const bool shrinks = own < T(1e30) && (unit == T(0) || own < unit);
+  if (shrinks) unit = own;
+  return shrinks;
+}
+
+// A column that has had no value yet has the unit 1.
+template <class T>
+T effective(T unit) { return unit + T(unit == T(0)); }
+
+// Lets the units of columns know the entries of the given rows; returns the mean squared norm in these
+// units, over some hundred of the rows. know(column, value) returns the unit of a column that has been
+// told a value.
+template <class T, class Know>
+double observe_units(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, Know know) {
+  constexpr int64_t sampled = 256;
+  const auto visit = [&](int64_t i, auto visitor) {
+    const int64_t row = rows ? rows[i] : first + i;
+    if (x.indices) {
+      visit_entries(x, nullptr, row, 1, [&](int64_t, int64_t column, T value) { visitor(column, value); });
+    } else {
+      for (int64_t f = 0; f < x.n_columns; ++f) visitor(f, x.data[row * x.n_columns + f]);
+    }
+  };
+  for (int64_t i = 0; i < n; ++i) visit(i, know);
+  const int64_t stride = (n + sampled - 1) / sampled;
   double total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < n; ++i) total += double(a[i]) * b[i];
-  return total;
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += stride, ++count)
+    visit(i, [&](int64_t column, T value) {
+      const double scaled = double(value) * know(column, value);
+      total += scaled * scaled;
+    });
+  return count ? total / count : 0.0;
+}
+
+template <class T>
+double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, T* unit) {
+  return observe_units(x, rows, first, n, [=](int64_t column, T value) {
+    shrinks_unit(unit[column], value);
+    return unit[column];
+  });
 }
 
 // `steps` holds one step size for all (n_steps = 1) or one for each weight.

@@ -11,6 +11,7 @@ struct Parameters {
   T* w;
   T* slots[max_slots];
   double* average;  // sum of the averaged weights; null when nothing is averaged
+  const T* unit;    // (n_columns,) of the first layer's columns; null for none
 };
 
 // A block of prepared scalars; see owed.hpp for the fields.
@@ -36,6 +37,7 @@ template <class T>
 struct Targets {
   const int32_t* labels;  // (n_rows,) class indices, or null
   const T* values;        // (n_rows, n_outputs), when labels is null
+  int32_t first_class;    // the class of the first output: 0, or 1 where one output tells two apart
 };
 
 struct RuleInfo {
@@ -49,22 +51,27 @@ struct RuleInfo {
 };
 
 template <class T>
+class LinearTable;
+
+template <class T>
 struct RuleKernels {
   RuleInfo info;
-  // One step of w[begin:end] with gradient g (of that length), all penalised or all not; a group
-  // penalty acts on runs of group_width coefficients (none when it is 0).
+  // One step of w[begin:end] with gradient g (of that length), all penalised or all not. With a
+  // width these are columns of the first layer, runs of so many coefficients: with units, groups.
   void (*apply)(const Parameters<T>&, const T* g, int64_t begin, int64_t end, const T* row,
-                bool penalised, int64_t group_width);
+                bool penalised, int64_t width);
   // One step of the given columns (runs of `width` coefficients), gradients (n, width).
   void (*apply_columns)(const Parameters<T>&, const int64_t* columns, int64_t n, int64_t width,
                         const T* g, const T* row);
   // Pays columns[i] (all columns when null) the idle steps paid[column]..to.
   void (*pay_columns)(const Parameters<T>&, const int64_t* columns, int64_t n, int64_t width,
                       const Block<T>&, int32_t* paid, int64_t to);
-  bool (*running_sums)(const T* rows, int64_t n_steps, int64_t width, bool averaging, double* decay,
-                       double* threshold, double* averaged, double* highest_rate);
+  bool (*running_sums)(const T* rows, int64_t begin, int64_t end, int64_t width, bool averaging,
+                       double* decay, double* threshold, double* averaged, double* highest_rate);
   // How many idle steps have to be replayed before a closed form serves.
   double (*steps_to_replay)(const T* row, bool closed_idle);
+  LinearTable<T>* (*make_table)(int64_t n_columns, int64_t width, bool has_units, bool averaging,
+                                int64_t row_width);
 };
 
 template <class T>
@@ -87,34 +94,69 @@ struct ActivationKernel {
   void (*backward)(const T* z, const T* a, T* delta, int64_t n);
 };
 
-// Scratch of one linear epoch; the caller allocates it, so kernels allocate nothing.
+// The scalars of a block of steps: a row of which some columns vary from step to step.
 template <class T>
-struct LinearScratch {
-  int64_t* columns;   // touched columns of a batch
-  T* gradients;       // (touched columns or all features, n_outputs), zero at first
-  T* scores;          // (batch_size, n_outputs)
-  T* derivatives;     // (batch_size, n_outputs)
-  T* bias_gradient;   // (n_outputs,)
-  int32_t* position;  // (n_features,) place of a touched column in `columns`, -1 elsewhere
+struct ScalarBlock {
+  const T* row;            // those of the first step
+  const int64_t* varying;  // (n_varying,) column numbers
+  const T* values;         // (n_steps, n_varying)
+  int64_t n_steps, n_varying, width;
 };
 
+// A block of steps of a linear model.
 template <class T>
-struct LinearEpoch {
+struct LinearTask {
   Matrix<T> x;
+  int64_t longest_row;  // of a CSR matrix
   Targets<T> targets;
   const T* weights;  // (n_rows,) or null
   const int64_t* order;
   int64_t n_samples, batch_size, n_outputs;
-  bool fit_intercept;
-  double clip_norm;  // infinity for none
   const LossKernel<T>* loss;
   T loss_parameter;
-  const RuleKernels<T>* rule;
-  Parameters<T> parameters;  // coefficients (n_features, n_outputs), then intercepts (n_outputs)
-  Block<T> block;
-  bool lazy;      // CSR: update the touched columns only, and owe the rest its idle steps
-  int32_t* paid;  // (n_features,), all zero
-  LinearScratch<T> scratch;
+  bool fit_intercept;
+  double clip_norm;  // infinity for none
+  ScalarBlock<T> scalars;
+};
+
+// Scratch of the dense steps; the caller allocates it, so kernels allocate nothing.
+template <class T>
+struct LinearScratch {
+  T* gradients;      // (n_features, n_outputs), zero at first
+  T* scores;         // (batch_size, n_outputs)
+  T* derivatives;    // (batch_size, n_outputs)
+  T* bias_gradient;  // (n_outputs,)
+};
+
+// Sums over the coefficients that penalties are made of.
+struct PenaltySums {
+  double absolute, squares;
+  double norms;  // of the coefficients of each column
+  bool finite;   // whether every parameter is
+};
+
+// A linear model while it is trained on CSR data, see cpu_table.hpp. Parameters come and go flat:
+// coefficients (n_columns, width), then intercepts (width).
+template <class T>
+class LinearTable {
+ public:
+  virtual ~LinearTable() = default;
+  // `last_row` holds the scalars that were in force when the weights were made.
+  virtual void load(const T* w, const T* const* slots, const double* average, const T* unit,
+                    const T* last_row) = 0;
+  // Pays all debts; slots, `average` and `unit` may be null.
+  virtual void store(T* w, T* const* slots, double* average, T* unit) = 0;
+  virtual void settle() = 0;
+  virtual PenaltySums penalty_sums() = 0;
+  virtual double train(const LinearTask<T>& task) = 0;  // returns the sum of the losses
+  // Whether all parameters are finite, or after `keep` those that may have changed.
+  virtual bool finite() = 0;
+  // See `observe` of Kernels.
+  virtual double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n) = 0;
+  // Remembers what training on these rows may change; `undo` brings it back, `forget` lets it go.
+  virtual void keep(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n) = 0;
+  virtual void undo() = 0;
+  virtual void forget() = 0;
 };
 
 template <class T>
@@ -125,7 +167,12 @@ struct Kernels {
   int n_losses;
   const ActivationKernel<T>* activations;
   int n_activations;
-  double (*linear_epoch)(const LinearEpoch<T>&);
+  // Steps that visit all columns, of dense or CSR data; returns the sum of the losses.
+  double (*train_flat)(const LinearTask<T>&, const RuleKernels<T>& rule, const Parameters<T>&,
+                       const LinearScratch<T>&);
+  // unit[column] = 1 / the largest |x| so far, over the given rows; 0 before the first. Returns the mean
+  // squared norm of rows in these units, over some of them.
+  double (*observe)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, T* unit);
   void (*gather_rows)(const T* x, int64_t width, const int64_t* rows, int64_t n, T* out);
   // out (n, width) = X[rows] @ W, W (n_columns, width).
   void (*csr_matmul)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, const T* w,

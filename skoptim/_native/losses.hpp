@@ -84,13 +84,17 @@ struct SquaredHinge {
 };
 
 struct LogLoss {
+  // Both share exp(-|margin|), which cannot overflow.
   template <class T>
   SKOPTIM_HD static T value(T z, T y, T) {
     const T margin = y * z;
-    return math::log1p(math::exp(-absolute(margin))) + larger(-margin, T(0));
+    return math::log1p_fraction(math::exp(-absolute(margin))) + larger(-margin, T(0));
   }
   template <class T>
-  SKOPTIM_HD static T derivative(T z, T y, T) { return -y / (T(1) + math::exp(y * z)); }
+  SKOPTIM_HD static T derivative(T z, T y, T) {
+    const T margin = y * z, e = math::exp(-absolute(margin));
+    return -y * (margin < T(0) ? T(1) : e) / (T(1) + e);
+  }
 };
 
 struct ModifiedHuber {
@@ -134,14 +138,15 @@ SKOPTIM_HD T softmax_cross_entropy(const T* z, int64_t n_classes, int64_t label,
   T top = z[0];
   for (int64_t k = 1; k < n_classes; ++k) top = larger(top, z[k]);
   T total = T(0);
-  for (int64_t k = 0; k < n_classes; ++k) {
-    const T e = math::exp(z[k] - top);
-    total += e;
-    if (gradient) gradient[k] = e;
-  }
-  if (gradient)
+  if (gradient) {
+#pragma GCC ivdep
+    for (int64_t k = 0; k < n_classes; ++k) gradient[k] = math::exp(z[k] - top);
+    for (int64_t k = 0; k < n_classes; ++k) total += gradient[k];
     for (int64_t k = 0; k < n_classes; ++k)
       gradient[k] = gradient[k] / total - (k == label ? T(1) : T(0));
+  } else {
+    for (int64_t k = 0; k < n_classes; ++k) total += math::exp(z[k] - top);
+  }
   return math::log(total) + top - z[label];
 }
 

@@ -6,18 +6,19 @@
 
 SKOPTIM_BEGIN
 
-// The prepared scalars of a block of steps, with running sums over them.
+// The prepared scalars of recorded steps, with running sums over them.
 template <class T>
 struct Steps {
   const T* rows;            // (n_steps, width): Common, then the rule's own
   int64_t width;
-  // (n_steps + 1) each; what they hold depends on the rule, see `Idle`.
+  // (n_steps + 1) each; what the first two hold depends on the rule, see `Idle`.
   const double* decay;
   const double* threshold;
   const double* averaged;      // sum of the averaging weights
-  const double* highest_rate;  // largest learning rate from a step to the end of the block
-  bool closed_idle;         // the idle steps of this rule have a closed form in this block
+  const double* highest_rate;  // largest learning rate from a step to the end of the record
+  bool closed_idle;         // the idle steps of this rule have a closed form in this record
   bool averaging;
+  SKOPTIM_HD const T* row(int64_t step) const { return rows + step * width; }
 };
 
 // What a rule does in steps without a gradient, beyond replaying them one by one.
@@ -26,23 +27,54 @@ struct Idle {
   static constexpr bool closed = false;
 };
 
+// The rules whose weight is a function of the state and of the last step's scalars.
+template <class Rule>
+struct DerivedIdle {
+  static constexpr bool closed = true;
+
+  template <class T>
+  SKOPTIM_HD static bool sums(const Common<T>&, const T*, double*, double*) { return true; }
+  template <class T>
+  SKOPTIM_HD static bool still(T, const T*, double, const T*) { return true; }
+  template <class T>
+  SKOPTIM_HD static bool pay(T& w, const T* s, T unit, const Steps<T>& steps, int64_t, int64_t to) {
+    const Scalars<Rule, T> last = Scalars<Rule, T>(steps.row(to - 1)).with_unit(unit);
+    w = clamp(Rule::weight(w, s, last.common, last.own), last.common.lower, last.common.upper);
+    return true;
+  }
+};
+template <bool square_root>
+struct Idle<FTRL<square_root>> : DerivedIdle<FTRL<square_root>> {};
+
 // One step size h for all coefficients: |w| <- factor |w| - amount, down to zero, where
-// factor = (shrink - rate * coupled_l2) / (1 + h l2) and amount = h l1 / (1 + h l2).
+// factor = (shrink - rate * coupled_l2) / (1 + h l2) and amount = h l1 / (1 + h l2); and a gradient
+// moves w by `gradient` = 1 / (1 + h l2) times what the rule alone does.
 // `decay` is the product of the factors, `threshold` the sum of amount / decay.
+struct UniformStep {
+  double factor, amount, gradient;
+  bool holds;  // whether the step is of that form
+};
+
 template <class Rule>
 struct UniformIdle {
   static constexpr bool closed = true;
 
   template <class T>
-  SKOPTIM_HD static bool sums(const Common<T>& c, const T* k, double* decay, double* threshold) {
+  SKOPTIM_HD static UniformStep one_step(const Common<T>& c, const T* k) {
     T w = T(0), s[Rule::n_slots + 1] = {};
-    const double h = double(Rule::step(w, T(0), s, c, k)), ridge = 1.0 + h * c.l2;
-    const double factor = (double(c.shrink) - double(c.learning_rate) * c.coupled_l2) / ridge;
-    decay[1] = decay[0] * factor;
-    threshold[1] = threshold[0] + h * c.l1 / ridge / decay[1];
+    const double h = double(Rule::step(w, T(0), s, c, k)), gradient = 1.0 / (1.0 + h * c.l2);
+    const double factor = (double(c.shrink) - double(c.learning_rate) * c.coupled_l2) * gradient;
+    const bool holds = factor > 0 && factor <= 1 && c.group_l1 == T(0) && c.lower <= T(0) &&
+                       c.upper >= T(0) && (Rule::n_slots == 0 || c.coupled_l2 == T(0));
+    return {factor, h * c.l1 * gradient, gradient, holds};
+  }
+  template <class T>
+  SKOPTIM_HD static bool sums(const Common<T>& c, const T* k, double* decay, double* threshold) {
+    const UniformStep step = one_step(c, k);
+    decay[1] = decay[0] * step.factor;
+    threshold[1] = threshold[0] + step.amount / decay[1];
     // Below 1e-200 the quotients of `decay` would lose digits; replaying is exact.
-    return factor > 0 && factor <= 1 && decay[1] > 1e-200 &&
-           (Rule::n_slots == 0 || c.coupled_l2 == T(0));
+    return step.holds && decay[1] > 1e-200;
   }
 
   // Whether what is left of a momentum can no longer move w.
@@ -54,7 +86,7 @@ struct UniformIdle {
   }
 
   template <class T>
-  SKOPTIM_HD static bool pay(T& w, const T*, const Steps<T>& steps, int64_t from, int64_t to) {
+  SKOPTIM_HD static bool pay(T& w, const T*, T, const Steps<T>& steps, int64_t from, int64_t to) {
     const double rest = absolute(double(w)) / steps.decay[from] -
                         (steps.threshold[to] - steps.threshold[from]);
     w = rest > 0 ? T(sign(double(w)) * rest * steps.decay[to]) : (rest <= 0 ? T(0) : w);
@@ -86,8 +118,8 @@ struct Idle<Adagrad> {
 
   // False when the rates vary too much for the expansion of E around their mean.
   template <class T>
-  SKOPTIM_HD static bool pay(T& w, const T* s, const Steps<T>& steps, int64_t from, int64_t to) {
-    const T* row = steps.rows + from * steps.width;
+  SKOPTIM_HD static bool pay(T& w, const T* s, T, const Steps<T>& steps, int64_t from, int64_t to) {
+    const T* row = steps.row(from);
     const Common<T> c = load_common(row);
     const double denominator = double(math::sqrt(s[0])) + row[n_common];
     const double n = double(to - from), total = steps.decay[to] - steps.decay[from];
@@ -110,15 +142,18 @@ struct Idle<Adagrad> {
   }
 };
 
-// Fills the running sums; returns whether the closed form holds for these steps.
+// Fills the running sums of the steps begin..end of a record; returns whether the closed form holds
+// for them. `highest_rate` is redone from the end of the record down.
 template <class Rule, class T>
-SKOPTIM_HD bool running_sums(const T* rows, int64_t n_steps, int64_t width, bool averaging,
-                             double* decay, double* threshold, double* averaged,
+SKOPTIM_HD bool running_sums(const T* rows, int64_t begin, int64_t end, int64_t width,
+                             bool averaging, double* decay, double* threshold, double* averaged,
                              double* highest_rate) {
-  bool closed = (Idle<Rule>::closed || Rule::contains_penalty) && !averaging;
-  decay[0] = 1.0;
-  threshold[0] = averaged[0] = 0.0;
-  for (int64_t t = 0; t < n_steps; ++t) {
+  bool closed = Idle<Rule>::closed && !averaging;
+  if (begin == 0) {
+    decay[0] = 1.0;
+    threshold[0] = averaged[0] = 0.0;
+  }
+  for (int64_t t = begin; t < end; ++t) {
     const Common<T> c = load_common(rows + t * width);
     const T* k = rows + t * width + n_common;
     averaged[t + 1] = averaged[t] + c.average;
@@ -126,12 +161,14 @@ SKOPTIM_HD bool running_sums(const T* rows, int64_t n_steps, int64_t width, bool
     threshold[t + 1] = threshold[t];
     if constexpr (Idle<Rule>::closed)
       closed = Idle<Rule>::sums(c, k, decay + t, threshold + t) && c.group_l1 == T(0) &&
-               c.lower <= T(0) && c.upper >= T(0) && closed;
-    if constexpr (Rule::contains_penalty) closed = closed && k[Rule::inverse_rate_change] == T(0);
+               (Rule::contains_penalty || (c.lower <= T(0) && c.upper >= T(0))) && closed;
   }
-  highest_rate[n_steps] = 0.0;
-  for (int64_t t = n_steps - 1; t >= 0; --t)
-    highest_rate[t] = larger(highest_rate[t + 1], double(load_common(rows + t * width).learning_rate));
+  highest_rate[end] = 0.0;
+  for (int64_t t = end - 1; t >= 0; --t) {
+    const double rate = larger(highest_rate[t + 1], double(load_common(rows + t * width).learning_rate));
+    if (t < begin && rate == highest_rate[t]) break;
+    highest_rate[t] = rate;
+  }
   return closed;
 }
 
@@ -149,33 +186,31 @@ double steps_to_replay(const T* row, bool closed_idle) {
 }
 #endif
 
-// Pays the zero-gradient steps from..to of one parameter.
+// Pays the zero-gradient steps from..to of one parameter; `unit` is that of its column.
 template <class Rule, class T>
-SKOPTIM_HD void pay(T& w, T* s, double* average, const Steps<T>& steps, int64_t from, int64_t to) {
-  // At a constant rate FTRL's weight is a function of its state and the last step's scalars alone.
-  if constexpr (Rule::contains_penalty)
-    if (steps.closed_idle && from < to) from = to - 1;
+SKOPTIM_HD void pay(T& w, T* s, double* average, T unit, const Steps<T>& steps, int64_t from,
+                    int64_t to) {
   for (int64_t t = from; t < to; ++t) {
-    const T* row = steps.rows + t * steps.width;
-    const Common<T> c = load_common(row);
-    const T* k = row + n_common;
+    const Scalars<Rule, T> now = Scalars<Rule, T>(steps.rows + t * steps.width).with_unit(unit);
+    const Common<T>& c = now.common;
     if constexpr (Idle<Rule>::closed)
       // A first weight outside the box is brought in by one replayed step.
-      if (steps.closed_idle && w == clamp(w, c.lower, c.upper) &&
-          Idle<Rule>::still(w, s, steps.highest_rate[t], k) && Idle<Rule>::pay(w, s, steps, t, to)) {
-        Rule::coast(s, k, T(to - t));
+      if (steps.closed_idle && (Rule::contains_penalty || w == clamp(w, c.lower, c.upper)) &&
+          Idle<Rule>::still(w, s, steps.highest_rate[t], now.own) &&
+          Idle<Rule>::pay(w, s, unit, steps, t, to)) {
+        Rule::coast(s, now.own, T(to - t));
         return;
       }
     const T before = w;
-    update<Rule>(w, T(0), s, c, k);
+    update<Rule>(w, T(0), s, c, now.own);
     if (steps.averaging) *average += double(c.average) * w;
     const bool free = c.l1 == T(0) && c.l2 == T(0) && c.coupled_l2 == T(0) && c.shrink == T(1) &&
                       !Rule::contains_penalty;
     // At about the highest rate to come w did not move, and the state only decays: w is at rest.
     const bool at_rest = w == before && (free || w == T(0)) &&
                          double(c.learning_rate) >= 0.5 * steps.highest_rate[t];
-    if (at_rest && Rule::contracts(k)) {
-      Rule::coast(s, k, T(to - t - 1));
+    if (at_rest && Rule::contracts(now.own)) {
+      Rule::coast(s, now.own, T(to - t - 1));
       if (steps.averaging) *average += (steps.averaged[to] - steps.averaged[t + 1]) * w;
       return;
     }

@@ -14,6 +14,10 @@ namespace skoptim {
 namespace math {
 SKOPTIM_HD float sqrt(float x) { return ::sqrtf(x); }
 SKOPTIM_HD double sqrt(double x) { return ::sqrt(x); }
+SKOPTIM_HD float fabs(float x) { return ::fabsf(x); }
+SKOPTIM_HD double fabs(double x) { return ::fabs(x); }
+SKOPTIM_HD float copysign(float x, float y) { return ::copysignf(x, y); }
+SKOPTIM_HD double copysign(double x, double y) { return ::copysign(x, y); }
 SKOPTIM_HD float pow(float x, float y) { return ::powf(x, y); }
 SKOPTIM_HD double pow(double x, double y) { return ::pow(x, y); }
 SKOPTIM_HD float exp(float x) { return ::expf(x); }
@@ -22,6 +26,8 @@ SKOPTIM_HD float log(float x) { return ::logf(x); }
 SKOPTIM_HD double log(double x) { return ::log(x); }
 SKOPTIM_HD float log1p(float x) { return ::log1pf(x); }
 SKOPTIM_HD double log1p(double x) { return ::log1p(x); }
+SKOPTIM_HD float log1p_fraction(float x) { return ::log1pf(x); }
+SKOPTIM_HD double log1p_fraction(double x) { return ::log1p(x); }
 SKOPTIM_HD float expm1(float x) { return ::expm1f(x); }
 SKOPTIM_HD double expm1(double x) { return ::expm1(x); }
 SKOPTIM_HD float tanh(float x) { return ::tanhf(x); }
@@ -34,23 +40,12 @@ SKOPTIM_HD double erf(double x) { return ::erf(x); }
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#define SKOPTIM_HD inline
+// Forced, because a loop around a call does not vectorise.
+#define SKOPTIM_HD [[gnu::always_inline]] inline
 #ifndef SKOPTIM_ARCH
 #define SKOPTIM_ARCH baseline
 #endif
 #define SKOPTIM_INFINITY (std::numeric_limits<double>::infinity())
-namespace skoptim {
-namespace math {
-using std::erf;
-using std::exp;
-using std::expm1;
-using std::log;
-using std::log1p;
-using std::pow;
-using std::sqrt;
-using std::tanh;
-}  // namespace math
-}  // namespace skoptim
 #endif
 
 // Code compiled several times, once per instruction set, must not share symbols: the linker would
@@ -58,11 +53,28 @@ using std::tanh;
 #define SKOPTIM_BEGIN namespace skoptim { namespace SKOPTIM_ARCH {
 #define SKOPTIM_END } }
 
+#ifndef __CUDACC_RTC__
+#include "elementary.hpp"
+SKOPTIM_BEGIN
+namespace math {
+using std::copysign;
+using std::erf;
+using std::expm1;
+using std::fabs;
+using std::log;
+using std::log1p;
+using std::pow;
+using std::sqrt;
+using std::tanh;
+}  // namespace math
+SKOPTIM_END
+#endif
+
 SKOPTIM_BEGIN
 
 // Comparisons are written so that NaN passes through: a NaN must be seen, never clipped away.
 template <class T>
-SKOPTIM_HD T absolute(T x) { return x < T(0) ? -x : x; }
+SKOPTIM_HD T absolute(T x) { return math::fabs(x); }
 
 template <class T>
 SKOPTIM_HD T clamp(T x, T lower, T upper) { return x < lower ? lower : (x > upper ? upper : x); }

@@ -2,8 +2,10 @@
 //
 // A rule is a struct with
 //   slots[], scalars[]   names of its state arrays and of its own scalars, in the order used below
-//   contains_penalty     whether its own formula contains l1 and l2 (FTRL); otherwise they are a
-//                        prox step after it
+//   contains_penalty     whether its own formula contains l1 and l2 (FTRL): the weight is then a
+//                        function of the state, `weight(w, s, c, k)`, a step `advance` of the state
+//                        and then that, and the two strengths are totals over all steps so far;
+//                        otherwise they are a prox step after it
 //   uniform              whether its step size is the same for every coefficient
 //   step(w, g, s, c, k)  moves one weight; returns the step size of its diagonal metric, in which
 //                        non-smooth penalties are applied (the rate at which a constant gradient
@@ -272,34 +274,50 @@ struct Nadam {
   }
 };
 
-// FTRL-Proximal (McMahan et al. 2013, Algorithm 1). square_root is the paper's learning-rate
-// power -1/2; any other goes through pow.
+// FTRL-Proximal (McMahan et al. 2013, Algorithm 1), alpha being the rate of the first step and later
+// gradients weighted by their rate over it, so that neither another rate nor a rest moves a weight. The
+// state is the paper's z, and r = n^-power in place of n, which spares a root. A column may have a unit u
+// of its own (1 for none): the step is that of weights w / u on inputs u x, and z is theirs.
+// `square_root` is the paper's power -1/2; any other goes through pow.
 template <bool square_root>
 struct FTRL {
-  static constexpr int n_slots = 2, n_scalars = 3, inverse_rate_change = 2;
+  static constexpr int n_slots = 2, n_scalars = 5, unit = 2;
   static constexpr bool contains_penalty = true;
   static constexpr bool uniform = false;
-  SKOPTIM_NAMES(slots, "z", "n")
-  // inverse_rate_change is 1 / alpha_t - 1 / alpha_(t-1): 0 for a constant rate, as in the paper.
-  SKOPTIM_NAMES(scalars, "beta", "power", "inverse_rate_change")
+  SKOPTIM_NAMES(slots, "z", "root")
+  SKOPTIM_NAMES(scalars, "beta", "power", "unit", "inverse_alpha", "gradient_weight")
   template <class T>
-  SKOPTIM_HD static T root(T n, const T* k) {
-    if constexpr (square_root) return math::sqrt(n);
-    return math::pow(n, -k[1]);
+  SKOPTIM_HD static T grown(T root, T g, const T* k) {
+    if constexpr (square_root) return math::sqrt(root * root + g * g);
+    return g == T(0) ? root : math::pow(math::pow(root, T(-1) / k[1]) + g * g, -k[1]);
+  }
+  // The weight that the state stands for; `w` where nothing has been learned (0 / 0).
+  template <class T>
+  SKOPTIM_HD static T weight(T w, const T* s, const Common<T>& c, const T* k) {
+    const T u = k[unit], denominator = (k[0] + u * s[1]) * k[3] + u * (u * c.l2);
+    // Subtracted from zero, and not negated, to leave no negative zeros.
+    const T solution = (T(0) - u * soft_threshold(s[0], u * c.l1)) / denominator;
+    return denominator == T(0) ? w : solution;
+  }
+  // Lets the state stand for the same weight in another unit.
+  template <class T>
+  SKOPTIM_HD static void change_unit(T* s, T new_unit, const Common<T>& c, const T* k) {
+    const T w = weight(T(0), s, c, k), u = new_unit;
+    const T there = T(0) - w * ((k[0] / u + s[1]) * k[3] + u * c.l2) - math::copysign(u * c.l1, w);
+    s[0] = w == T(0) ? s[0] * (u / k[unit]) : there;
+  }
+  // The state after a step from the weight w.
+  template <class T>
+  SKOPTIM_HD static void advance(T w, T g, T* s, const Common<T>&, const T* k) {
+    const T root = grown(s[1], g, k);
+    s[0] += k[4] * (k[unit] * g) - (root - s[1]) * k[3] * w;
+    s[1] = root;
   }
   template <class T>
   SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
-    const T squares = s[1] + g * g;
-    const T old_root = root(s[1], k), new_root = root(squares, k);
-    // The change of (beta + root) / alpha from the last step to this one.
-    const T sigma = (new_root - old_root) / c.learning_rate + (k[0] + old_root) * k[inverse_rate_change];
-    s[0] += g - sigma * w;
-    s[1] = squares;
-    const T denominator = (k[0] + new_root) / c.learning_rate + c.l2;
-    const T solution = -soft_threshold(s[0], c.l1) / denominator;
-    // Nothing has been learned yet where the denominator is zero: the weight stands.
-    w = denominator == T(0) ? w : (absolute(s[0]) <= c.l1 ? T(0) : solution);
-    return T(1) / denominator;
+    advance(w, g, s, c, k);
+    w = weight(w, s, c, k);
+    return c.learning_rate;  // never used: the penalty is part of the formula
   }
   template <class T>
   SKOPTIM_HD static T memory(const T*) { return T(0); }
@@ -359,6 +377,23 @@ SKOPTIM_HD Common<T> load_common(const T* row) {
           row[9]};
 }
 
+// A row of scalars in registers.
+template <class Rule, class T>
+struct Scalars {
+  Common<T> common;
+  T own[Rule::n_scalars + 1];
+  Scalars() = default;
+  SKOPTIM_HD explicit Scalars(const T* row) : common(load_common(row)), own{} {
+    for (int j = 0; j < Rule::n_scalars; ++j) own[j] = row[n_common + j];
+  }
+  // The same with the unit of a column, for the rules that have one.
+  SKOPTIM_HD Scalars with_unit(T unit) const {
+    Scalars scaled = *this;
+    if constexpr (Rule::contains_penalty) scaled.own[Rule::unit] = unit;
+    return scaled;
+  }
+};
+
 // The same step for a parameter that no penalty, decay or constraint touches (an intercept).
 template <class T>
 SKOPTIM_HD Common<T> unpenalised(Common<T> c) {
@@ -370,17 +405,29 @@ SKOPTIM_HD Common<T> unpenalised(Common<T> c) {
 }
 
 // One whole step of one parameter: clipping, coupled L2, weight decay, the rule, the prox in the
-// rule's metric.
-template <class Rule, class T>
+// rule's metric. `smooth` says that of these only the rule and L2 do anything, see `is_smooth`.
+template <class Rule, bool smooth = false, class T>
 SKOPTIM_HD void update(T& w, T g, T* s, const Common<T>& c, const T* k) {
-  g = clamp(g, -c.clip_value, c.clip_value);
-  g += c.coupled_l2 * w;
-  w *= c.shrink;
+  if constexpr (!smooth) {
+    g = clamp(g, -c.clip_value, c.clip_value);
+    g += c.coupled_l2 * w;
+    w *= c.shrink;
+  }
   const T step_size = Rule::step(w, g, s, c, k);
-  if constexpr (Rule::contains_penalty)
-    w = clamp(w, c.lower, c.upper);
-  else
-    w = prox_elastic_box(w, step_size, c.l1, c.l2, c.lower, c.upper);
+  if constexpr (!smooth) {
+    if constexpr (Rule::contains_penalty)
+      w = clamp(w, c.lower, c.upper);
+    else
+      w = prox_elastic_box(w, step_size, c.l1, c.l2, c.lower, c.upper);
+  } else if constexpr (!Rule::contains_penalty) {
+    w = prox_ridge(w, step_size, c.l2);
+  }
+}
+
+template <class T>
+SKOPTIM_HD bool is_smooth(const Common<T>& c) {
+  return !(c.clip_value < T(SKOPTIM_INFINITY)) && c.coupled_l2 == T(0) && c.shrink == T(1) &&
+         !(c.lower > -T(SKOPTIM_INFINITY)) && !(c.upper < T(SKOPTIM_INFINITY)) && c.l1 == T(0);
 }
 
 SKOPTIM_END

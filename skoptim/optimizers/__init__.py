@@ -4,7 +4,7 @@ from skoptim.optimizers._base import Optimizer, OptimizerState
 from skoptim.optimizers.adadelta import Adadelta
 from skoptim.optimizers.adagrad import Adagrad
 from skoptim.optimizers.adam import Adam, Adamax, AdamW, Nadam
-from skoptim.optimizers.ftrl import FTRL
+from skoptim.optimizers.ftrl import FTRL, NormalizedFTRL
 from skoptim.optimizers.lbfgs import LBFGS
 from skoptim.optimizers.lion import Lion
 from skoptim.optimizers.proximal_gradient import ProximalGradient
@@ -22,6 +22,7 @@ __all__ = [
     "Adamax",
     "Lion",
     "Nadam",
+    "NormalizedFTRL",
     "Optimizer",
     "OptimizerState",
     "ProximalGradient",
@@ -44,7 +45,7 @@ _BY_NAME: dict[str, type[Optimizer]] = {
         LBFGS,
         Lion,
     )
-} | {"proximal_gradient": ProximalGradient}
+} | {"normalized_ftrl": NormalizedFTRL, "proximal_gradient": ProximalGradient}
 
 
 def get_optimizer(optimizer: str | Optimizer) -> Optimizer:

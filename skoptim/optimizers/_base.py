@@ -65,6 +65,62 @@ class OptimizerState:
     carries: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Scalars:
+    """The scalars of a block of steps, in float64: those of one step, and what varies.
+
+    Attributes
+    ----------
+    n_steps : int
+    row : ndarray of shape (n_scalars,)
+        The `COMMON` ones, then the rule's own, of the first step.
+    varying : ndarray of int64 of shape (n_varying,)
+        Which of them are not the same in all steps.
+    values : ndarray of shape (n_steps, n_varying)
+        These, step by step.
+    """
+
+    n_steps: int
+    row: np.ndarray
+    varying: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, n_steps: int, columns: Sequence[Any]) -> Scalars:
+        """Return the scalars that are given column by column, as numbers or arrays of all steps."""
+        varies = [np.ndim(column) > 0 and column.strides != (0,) for column in columns]
+        row = np.array([column if np.ndim(column) == 0 else column[0] for column in columns])
+        varying = np.flatnonzero(varies)
+        values = np.empty((n_steps, len(varying)))
+        for j, column in enumerate(varying):
+            values[:, j] = columns[column]
+        return cls(n_steps, row.astype(np.float64), varying.astype(np.int64), values)
+
+    def rows(self) -> np.ndarray:
+        """Return a row for each step, shape (n_steps, n_scalars)."""
+        rows = np.tile(self.row, (self.n_steps, 1))
+        rows[:, self.varying] = self.values
+        return rows
+
+    def total(self, name: str) -> float:
+        """Return the sum of one of the `COMMON` scalars over all steps."""
+        column = COMMON.index(name)
+        if column in self.varying:
+            return float(self.values[:, self.varying == column].sum())
+        return float(self.n_steps * self.row[column])
+
+    def last(self, name: str) -> float:
+        """Return one of the `COMMON` scalars of the last step."""
+        column = COMMON.index(name)
+        if column in self.varying:
+            return float(self.values[-1, self.varying == column][0])
+        return float(self.row[column])
+
+    def first(self, n_steps: int) -> Scalars:
+        """Return the first steps alone."""
+        return Scalars(n_steps, self.row, self.varying, self.values[:n_steps])
+
+
 class Optimizer(BaseEstimator):
     """Base class of the optimizers, built in and your own.
 
@@ -111,6 +167,8 @@ class Optimizer(BaseEstimator):
     slots: ClassVar[tuple[str, ...]] = ()
     #: Whether one step size serves all coefficients, which group penalties need.
     uniform: ClassVar[bool] = False
+    #: Whether rates are in units of the data, which the training loop then measures.
+    has_units: ClassVar[bool] = False
     l2: float = 0.0
     weight_decay: float = 0.0
     clip_norm: float | None = None
@@ -204,7 +262,7 @@ class Optimizer(BaseEstimator):
             if not hasattr(leaf, "dtype"):
                 raise ValueError("w must be an array, or a list of arrays.")
             self._validate(leaf.dtype)
-        if reserved := set(self.slot_names) & {"parameters", "average_sum"}:
+        if reserved := set(self.slot_names) & {"parameters", "average_sum", "unit"}:
             raise ValueError(f"slots: {sorted(reserved)} are names that the training loop uses.")
         states = [self._init_slots(leaf, batch_size, n_penalised) for leaf in _leaves(w)]
         if isinstance(w, Sequence):
@@ -240,7 +298,9 @@ class Optimizer(BaseEstimator):
                 "pass grad.toarray()."
             )
         scale = self._clipping_factor(gradients)
-        rows = self.prepare(state, 1, PenaltyTerms())
+        terms = PenaltyTerms()
+        scalars = self.prepare(state, 1, terms)
+        rows = scalars.rows()
         for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
             slots = {
                 name: slot[i] if isinstance(w, Sequence) else slot
@@ -249,7 +309,7 @@ class Optimizer(BaseEstimator):
             take_step = self._step_sparse if _is_sparse(gradient) else self._step_dense
             gradient = gradient * scale if scale != 1 else gradient
             take_step(leaf, gradient, slots, rows, state.step)
-        state.step += 1
+        self.advance(state, scalars, terms)
 
     # What the training loop uses.
 
@@ -283,13 +343,13 @@ class Optimizer(BaseEstimator):
         *,
         batch_size: int = 1,
         average: Any = 0.0,
-    ) -> np.ndarray:
-        """Return the scalars of the next steps, in float64: one row a step.
+    ) -> Scalars:
+        """Return the scalars of the next steps.
 
         Parameters
         ----------
         state : OptimizerState
-            Tells where the steps begin, and the division by an adaptive schedule.
+            Tells where the steps begin, and what rates are multiplied by; not changed.
         n_steps : int
         terms : PenaltyTerms
         batch_size : int
@@ -299,11 +359,13 @@ class Optimizer(BaseEstimator):
 
         Returns
         -------
-        rows : ndarray of shape (n_steps, len(COMMON) + number of own scalars)
+        scalars : Scalars
         """
         steps = np.arange(state.step + 1, state.step + n_steps + 1, dtype=np.int64)
-        rates = self.learning_rates(steps) * state.carries.get("learning_rate_scale", 1.0)
-        l1, l2 = self._strengths(steps, terms, batch_size)
+        rates = self.learning_rates(steps)
+        if (scale := rate_scale(state)) != 1.0:
+            rates = rates * scale
+        l1, l2 = self._strengths(rates, state, terms, batch_size)
         own = self._own_scalars(steps, rates, state)
         if self.rule:
             own = {name: own[name] for name in compiled_rules()[self.rule]["scalars"]}
@@ -319,10 +381,19 @@ class Optimizer(BaseEstimator):
             average,
             self.l2 if self._couples_l2 else 0.0,
         )
-        rows = np.empty((n_steps, len(COMMON) + len(own)))
-        for j, column in enumerate((*common, *own.values())):
-            rows[:, j] = column
-        return rows
+        return Scalars.of(n_steps, (*common, *own.values()))
+
+    def last_row(self, state: OptimizerState, terms: PenaltyTerms, batch_size: int) -> np.ndarray:
+        """Return the scalars that were in force when the weights got their values."""
+        row = self.prepare(state, 1, terms, batch_size=batch_size).row
+        if state.step == 0:
+            # Weights may start outside of their bounds.
+            row[COMMON.index("lower")], row[COMMON.index("upper")] = -np.inf, np.inf
+        return row
+
+    def advance(self, state: OptimizerState, scalars: Scalars, terms: PenaltyTerms) -> None:
+        """Count the steps with these scalars as taken."""
+        state.step += scalars.n_steps
 
     def check_penalty(self, terms: PenaltyTerms) -> None:
         """Raise ValueError if this optimizer cannot honour the penalty."""
@@ -380,8 +451,10 @@ class Optimizer(BaseEstimator):
         """Return the scalars besides the common ones, given the rates in force."""
         return self.scalars(steps)
 
-    def _strengths(self, steps: Any, terms: PenaltyTerms, batch_size: int) -> tuple:
-        """Return the L1 and L2 strengths at each step."""
+    def _strengths(
+        self, rates: np.ndarray, state: OptimizerState, terms: PenaltyTerms, batch_size: int
+    ) -> tuple:
+        """Return the L1 and L2 strengths at each of the steps with these rates."""
         return terms.l1, terms.l2
 
     #: Whether `l2` is added to the gradient; FTRL's is part of its formula.
@@ -495,6 +568,7 @@ def bind_updater(
     n_columns: int = 0,
     width: int = 0,
     sparse: bool = False,
+    unit: Any = None,
 ) -> Any:
     """Bind an optimizer to flat parameters and a block of prepared scalars."""
     if optimizer.rule is None:
@@ -510,7 +584,20 @@ def bind_updater(
         n_columns=n_columns,
         width=width,
         sparse=sparse,
+        unit=unit,
     )
+
+
+def effective_unit(state: OptimizerState) -> Any:
+    """Return the units of the columns, 1 for those without a value so far; None without units."""
+    unit = state.slots.get("unit")
+    return None if unit is None else unit + (unit == 0)
+
+
+def rate_scale(state: OptimizerState) -> float:
+    """Return what all rates are multiplied by: adaptive divisions, and units of the data."""
+    carries = state.carries
+    return carries.get("learning_rate_scale", 1.0) * carries.get("rate_unit", 1.0)
 
 
 def _leaves(arrays: Any) -> list[Any]:

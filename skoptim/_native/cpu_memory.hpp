@@ -1,0 +1,67 @@
+// A block of zeroed memory that asks the system for large pages, which random access needs.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <utility>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "platform.hpp"
+
+SKOPTIM_BEGIN
+
+template <class T>
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(int64_t size) : size_(size) {
+    if (size == 0) return;
+    const size_t bytes = size_t(size) * sizeof(T);
+#ifdef __linux__
+    if (bytes >= 2 * page) {
+      data_ = static_cast<T*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      if (data_ == MAP_FAILED) {
+        data_ = nullptr;
+        throw std::bad_alloc();
+      }
+      mapped_ = true;
+      madvise(data_, bytes, MADV_HUGEPAGE);  // Refused where it is switched off, which does no harm.
+      return;
+    }
+#endif
+    data_ = static_cast<T*>(std::calloc(size_t(size), sizeof(T)));
+    if (!data_) throw std::bad_alloc();
+  }
+  Memory(Memory&& other) noexcept { swap(other); }
+  Memory& operator=(Memory&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Memory() {
+#ifdef __linux__
+    if (mapped_) {
+      munmap(data_, size_t(size_) * sizeof(T));
+      return;
+    }
+#endif
+    std::free(data_);
+  }
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+ private:
+  static constexpr size_t page = size_t(2) << 20;
+  void swap(Memory& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(mapped_, other.mapped_);
+  }
+  T* data_ = nullptr;
+  int64_t size_ = 0;
+  bool mapped_ = false;
+};
+
+SKOPTIM_END

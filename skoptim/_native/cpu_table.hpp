@@ -1,0 +1,845 @@
+// A linear model while it is trained on CSR data: the weights and the state of a column lie together
+// in memory, columns that a batch does not touch are not visited, and the steps that these miss are
+// owed. One call trains a block of steps.
+#pragma once
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <type_traits>
+#include <vector>
+
+#include "cpu_memory.hpp"
+#include "cpu_network.hpp"
+#include "cpu_rules.hpp"
+
+SKOPTIM_BEGIN
+
+// How a table keeps account of the steps without a gradient, from the cheapest way to the dearest. Those
+// that store weights scaled divide them by the product of all factors so far, see UniformIdle.
+enum class Owing {
+  derived,      // not at all: the weight is a function of the state and of the last step's scalars
+  scaled,       // by that product alone
+  thresholded,  // and, for a column, by what L1 had taken in all when it was paid
+  recorded,     // by the number of the step up to which a column has been paid
+};
+constexpr bool stores_weights(Owing owing) { return owing != Owing::derived; }
+constexpr bool has_marks(Owing owing) { return owing >= Owing::thresholded; }
+constexpr bool scales(Owing owing) { return owing == Owing::scaled || owing == Owing::thresholded; }
+
+// The scalars of the steps since all debts were paid, for tables that keep account by step numbers.
+template <class Rule, class T>
+class Record {
+ public:
+  void append(const ScalarBlock<T>& block, bool averaging) {
+    const int64_t begin = n_steps_, end = begin + block.n_steps, width = block.width;
+    width_ = width;
+    averaging_ = averaging;
+    rows_.resize(end * width);
+    RowReader<T> rows(block);
+    for (int64_t t = begin; t < end; ++t) std::copy_n(rows(t - begin), width, &rows_[t * width]);
+    for (auto* sums : {&decay_, &threshold_, &averaged_, &highest_rate_}) sums->resize(end + 1);
+    const bool closed =
+        running_sums<Rule>(rows_.data(), begin, end, width, averaging, decay_.data(),
+                           threshold_.data(), averaged_.data(), highest_rate_.data());
+    closed_ = closed && (begin == 0 || closed_);
+    n_steps_ = end;
+  }
+  // Forgets the last steps.
+  void truncate(int64_t n_steps) { n_steps_ = std::min(n_steps_, n_steps); }
+  int64_t bytes() const { return n_steps_ * int64_t(width_ * sizeof(T) + 4 * sizeof(double)); }
+  Steps<T> steps() const {
+    return {rows_.data(),     width_,               decay_.data(), threshold_.data(),
+            averaged_.data(), highest_rate_.data(), closed_,       averaging_};
+  }
+
+ private:
+  std::vector<T> rows_;
+  std::vector<double> decay_, threshold_, averaged_, highest_rate_;
+  int64_t n_steps_ = 0, width_ = 0;
+  bool closed_ = false, averaging_ = false;
+};
+
+// Reads one step's scalars after the other; those of a step stay as they are until the next but one.
+template <class Rule, class T>
+class ScalarReader {
+ public:
+  using Row = Scalars<Rule, T>;
+  static_assert(sizeof(Row) == (n_common + Rule::n_scalars + 1) * sizeof(T), "a row, member by member");
+
+  explicit ScalarReader(const ScalarBlock<T>& block) : block_(block), rows_{Row(block.row), Row(block.row)} {}
+  const Row& operator()(int64_t step) {
+    char* const row = reinterpret_cast<char*>(&rows_[step % 2]);
+    for (int64_t j = 0; j < block_.n_varying; ++j)
+      std::memcpy(row + block_.varying[j] * sizeof(T), block_.values + step * block_.n_varying + j, sizeof(T));
+    return rows_[step % 2];
+  }
+
+ private:
+  const ScalarBlock<T> block_;
+  Row rows_[2];
+};
+
+// Columns taken out of the table: copied side by side, to fill vectors, in memory that is reused.
+template <class T>
+struct Columns {
+  std::vector<int64_t> number;                          // which columns
+  std::vector<T> w, slots[max_slots], unit, gradients;  // (columns, width)
+  std::vector<double> mark, average;
+
+  void reserve(int64_t n, int64_t width, int n_slots, bool averaging) {
+    if (int64_t(number.size()) >= n) return;
+    number.resize(n);
+    mark.resize(n);
+    for (auto* values : {&w, &unit, &gradients}) values->resize(n * width);
+    for (int j = 0; j < n_slots; ++j) slots[j].resize(n * width);
+    if (averaging) average.resize(n * width);
+  }
+  Run<T> run(bool has_units) {
+    return {w.data(), {slots[0].data(), slots[1].data(), slots[2].data()}, has_units ? unit.data() : nullptr};
+  }
+};
+
+template <class Rule, class T>
+class RuleTable final : public LinearTable<T> {
+  using Driver = RuleDriver<Rule, T>;
+  using Row = Scalars<Rule, T>;
+  static constexpr int n_slots = Rule::n_slots;
+  // The scalars of owed steps take no more memory than this.
+  static constexpr int64_t record_bytes = 16 << 20;
+  // Scaled weights are brought back to their size once the product of all factors is below this.
+  static constexpr double smallest_decay = sizeof(T) == 4 ? 1e-20 : 1e-150;
+  // A table beyond this is not found in the second level of a usual cache.
+  static constexpr int64_t cache_bytes = 1 << 20;
+  // From so many outputs on the state of a column fills vectors where it lies.
+  static constexpr int64_t wide = 8;
+  // Columns that are taken out together when all are visited.
+  static constexpr int64_t chunk = 512;
+
+ public:
+  RuleTable(int64_t n_columns, int64_t width, bool has_units, bool averaging, int64_t row_width)
+      : n_columns_(n_columns), width_(width), row_width_(row_width), has_units_(has_units),
+        averaging_(averaging) {}
+
+  void load(const T* w, const T* const* slots, const double* average, const T* unit,
+            const T* last_row) override {
+    keep_row(Row(last_row));
+    load(w, slots, average, unit, owing_for({last_row, nullptr, nullptr, 1, 0, row_width_}));
+  }
+
+  void load(const T* w, const T* const* slots, const double* average, const T* unit, Owing owing) {
+    lay_out(owing);
+    for (int64_t c = 0; c < n_columns_; ++c) {
+      T* const record = at(c);
+      const int64_t i = c * width_;
+      if (stores_weight()) std::copy_n(w + i, width_, record);
+      for (int j = 0; j < n_slots; ++j)
+        std::copy_n(slots[j] + i, width_, record + (int(stores_weight()) + j) * width_);
+      if (averaging_) std::memcpy(record + layout_.average, average + i, width_ * sizeof(double));
+      if (has_units_) record[layout_.unit] = unit[c];
+    }
+    const int64_t n = n_columns_ * width_;
+    rest_.intercept.assign(w + n, w + n + width_);
+    for (int j = 0; j < n_slots; ++j) rest_.slots[j].assign(slots[j] + n, slots[j] + n + width_);
+    if (averaging_) rest_.average.assign(average + n, average + n + width_);
+  }
+
+  void store(T* w, T* const* slots, double* average, T* unit) override {
+    settle();
+    visit_all([&](int64_t first, int64_t n) {
+      std::copy_n(taken_.w.data(), n * width_, w + first * width_);
+      for (int j = 0; j < n_slots; ++j)
+        if (slots[j]) std::copy_n(taken_.slots[j].data(), n * width_, slots[j] + first * width_);
+      for (int64_t c = first; c < first + n; ++c) {
+        if (average) std::memcpy(average + c * width_, at(c) + layout_.average, width_ * sizeof(double));
+        if (unit) unit[c] = at(c)[layout_.unit];
+      }
+    });
+    const int64_t n = n_columns_ * width_;
+    std::copy_n(rest_.intercept.data(), width_, w + n);
+    for (int j = 0; j < n_slots; ++j)
+      if (slots[j]) std::copy_n(rest_.slots[j].data(), width_, slots[j] + n);
+    if (average) std::copy_n(rest_.average.data(), width_, average + n);
+  }
+
+  void settle() override {
+    if (layout_.owing == Owing::derived || (layout_.owing == Owing::recorded && now_ == 0)) return;
+    keep_everything();
+    visit_all([&](int64_t, int64_t n) { put(n, 0.0); });
+    start_account();
+  }
+
+  PenaltySums penalty_sums() override {
+    settle();
+    PenaltySums sums{0, 0, 0, true};
+    visit_all([&](int64_t, int64_t n) {
+      const T* w = taken_.w.data();
+      for (int64_t c = 0; c < n; ++c, w += width_) {
+        double squares = 0;
+        for (int64_t k = 0; k < width_; ++k) {
+          sums.absolute += absolute(double(w[k]));
+          squares += double(w[k]) * w[k];
+        }
+        sums.squares += squares;
+        sums.norms += math::sqrt(squares);
+      }
+    });
+    sums.finite = std::isfinite(sums.squares);
+    for (const T w : rest_.intercept) sums.finite = sums.finite && std::isfinite(w);
+    return sums;
+  }
+
+  double train(const LinearTask<T>& task) override {
+    change_owing(task);
+    if (layout_.owing == Owing::recorded) {
+      if (record_.bytes() > record_bytes) settle();
+      record_.append(task.scalars, averaging_);
+    }
+    reserve(task);
+    double loss = 0;
+    choose([&](auto single, auto owing) { loss = train_steps<single(), owing()>(task); });
+    return loss;
+  }
+
+  bool finite() override {
+    bool finite = true;
+    for (const T w : rest_.intercept) finite = finite && std::isfinite(w);
+    const auto check = [&](const T* record) {
+      for (int64_t i = 0; i < layout_.unit; ++i) finite = finite && std::isfinite(record[i]);
+    };
+    if (kept_.keeping && !kept_.all) {
+      for (const int64_t column : kept_.columns) check(at(column));
+    } else {
+      for (int64_t column = 0; column < n_columns_; ++column) check(at(column));
+    }
+    return finite;
+  }
+
+  double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n) override {
+    if (!has_units_) return 0.0;
+    if (layout_.owing == Owing::recorded) settle();
+    return observe_units(x, rows, first, n, [this](int64_t column, T value) {
+      T* const record = at(column);
+      T unit = record[layout_.unit];
+      if (!shrinks_unit(unit, value)) return unit;
+      change_unit(record, effective(unit));
+      return record[layout_.unit] = unit;
+    });
+  }
+
+  void keep(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n) override {
+    kept_ = Kept{};
+    std::vector<bool> seen(n_columns_);
+    visit_entries(x, rows, first, n, [&](int64_t, int64_t column, T) {
+      if (!seen[column]) kept_.columns.push_back(column);
+      seen[column] = true;
+    });
+    kept_.records.resize(kept_.columns.size() * layout_.size);
+    for (size_t j = 0; j < kept_.columns.size(); ++j)
+      std::copy_n(at(kept_.columns[j]), layout_.size, &kept_.records[j * layout_.size]);
+    kept_.rest = rest_;
+    kept_.layout = layout_;
+    kept_.now = now_;
+    kept_.keeping = true;
+  }
+
+  void undo() override {
+    if (kept_.all) {
+      records_ = std::move(kept_.table);
+      record_ = std::move(kept_.record);
+    } else {
+      put_back_kept();
+    }
+    rest_ = kept_.rest;
+    layout_ = kept_.layout;
+    now_ = kept_.now;
+    in_force_ = &rest_.row;
+    record_.truncate(now_);
+    forget();
+  }
+
+  void forget() override { kept_ = Kept{}; }
+
+ private:
+  // Where in a record what lies, and how steps are owed. A record is: w (unless derived) and the slots,
+  // each a run of `width`; the unit of the column; its mark; the sums of its averaged weights.
+  struct Layout {
+    Owing owing = Owing::recorded;
+    int64_t size = 0, unit = 0, mark = 0, average = 0;
+  };
+
+  // Everything beside the records.
+  struct Rest {
+    std::vector<T> intercept, slots[max_slots];
+    std::vector<double> average;
+    Row row;  // the scalars of the last step taken
+    double decay = 1.0, threshold = 0.0;
+  };
+
+  // What `undo` brings back: the columns that training may change, or the whole table once a step
+  // changes them all.
+  struct Kept {
+    bool keeping = false, all = false;
+    std::vector<int64_t> columns;
+    std::vector<T> records;
+    Memory<T> table;
+    Record<Rule, T> record;
+    Rest rest;
+    Layout layout;
+    int64_t now = 0;
+  };
+
+  T* at(int64_t column) { return records_.data() + column * layout_.size; }
+  bool stores_weight() const { return stores_weights(layout_.owing); }
+
+  void lay_out(Owing owing) {
+    constexpr int64_t of_double = sizeof(double) / sizeof(T);
+    keep_everything();
+    layout_.owing = owing;
+    layout_.unit = (int(stores_weight()) + n_slots) * width_;
+    layout_.mark = layout_.unit + has_units_;
+    layout_.average = layout_.mark + (has_marks(owing) ? of_double : 0);
+    layout_.size = layout_.average + (averaging_ ? of_double * width_ : 0);
+    records_ = Memory<T>(n_columns_ * layout_.size);
+    outgrows_cache_ = n_columns_ * layout_.size * int64_t(sizeof(T)) > cache_bytes;
+    start_account();
+  }
+
+  // Copies the scalars in force, which `train_steps` holds.
+  void keep_row(const Row& row) {
+    rest_.row = row;
+    in_force_ = &rest_.row;
+  }
+
+  // All marks are zero from here on.
+  void start_account() {
+    rest_.decay = 1.0;
+    rest_.threshold = 0.0;
+    record_.truncate(0);
+    now_ = 0;
+  }
+
+  // The cheapest way in which these steps can be owed.
+  Owing owing_for(const ScalarBlock<T>& block) const {
+    if (averaging_) return Owing::recorded;
+    bool thresholds = false;
+    ScalarReader<Rule, T> rows(block);
+    for (int64_t t = 0; t < (block.n_varying ? block.n_steps : 1); ++t) {
+      const Row& row = rows(t);
+      const Common<T>& c = row.common;
+      if constexpr (Rule::contains_penalty) {
+        // Without beta the state says nothing of a weight that has had no gradient.
+        return row.own[0] > T(0) ? Owing::derived : Owing::recorded;
+      } else if constexpr (std::is_same_v<Rule, SGD>) {
+        // A weight that starts outside of a box is brought in by its first step.
+        const bool boxed = c.lower > -T(SKOPTIM_INFINITY) || c.upper < T(SKOPTIM_INFINITY);
+        const UniformStep step = Idle<SGD>::one_step(c, row.own);
+        if (boxed || !step.holds) return Owing::recorded;
+        thresholds = thresholds || step.amount > 0;
+      } else {
+        return Owing::recorded;
+      }
+    }
+    return thresholds ? Owing::thresholded : Owing::scaled;
+  }
+
+  // Lays the table out anew where a block needs another way of owing.
+  void change_owing(const LinearTask<T>& task) {
+    if (layout_.owing == Owing::recorded) return;
+    const Owing needed = owing_for(task.scalars);
+    if (needed <= layout_.owing) return;
+    const int64_t size = n_columns_ * width_ + width_;
+    std::vector<T> values[1 + max_slots], unit(has_units_ ? n_columns_ : 0);
+    for (int j = 0; j <= n_slots; ++j) values[j].resize(size);
+    T* slots[max_slots] = {values[1].data(), values[2].data(), values[3].data()};
+    T* const units = has_units_ ? unit.data() : nullptr;
+    store(values[0].data(), slots, nullptr, units);
+    load(values[0].data(), slots, nullptr, units, needed);
+  }
+
+  // Taking columns out, with their weights paid up to now, and putting them back. Of tables that scale,
+  // weights come and go as they are stored.
+
+  void take(int64_t n) {
+    choose([&](auto single, auto owing) { take<single(), owing()>(n); });
+  }
+
+  template <bool single, Owing owing>
+  void take(int64_t n) {
+    constexpr bool stored = stores_weights(owing);
+    const int64_t width = single ? 1 : width_, size = layout_.size;
+    const int64_t* const number = taken_.number.data();
+    T* const w = taken_.w.data();
+    T* const slots[max_slots] = {taken_.slots[0].data(), taken_.slots[1].data(), taken_.slots[2].data()};
+    const T* const records = records_.data();
+    for (int64_t e = 0; e < n; ++e) {
+      const T* const record = records + number[e] * size;
+      if (stored) copy(record, w + e * width, width);
+      for (int j = 0; j < n_slots; ++j) copy(record + (stored + j) * width, slots[j] + e * width, width);
+    }
+    if (has_marks(owing))
+      for (int64_t e = 0; e < n; ++e)
+        std::memcpy(&taken_.mark[e], records + number[e] * size + layout_.mark, sizeof(double));
+    if (has_units_)
+      for (int64_t i = 0; i < n * width; ++i)
+        taken_.unit[i] = effective(records[number[i / width] * size + layout_.unit]);
+    if (averaging_)
+      for (int64_t e = 0; e < n; ++e)
+        std::memcpy(&taken_.average[e * width], records + number[e] * size + layout_.average,
+                    width * sizeof(double));
+    pay_taken<single, owing>(n);
+  }
+
+  void put(int64_t n, double mark) {
+    choose([&](auto single, auto owing) { put<single(), owing()>(n, mark); });
+  }
+
+  template <bool single, Owing owing>
+  void put(int64_t n, double mark) {
+    constexpr bool stored = stores_weights(owing);
+    const int64_t width = single ? 1 : width_, size = layout_.size, mark_at = layout_.mark;
+    const int64_t* const number = taken_.number.data();
+    const T* const w = taken_.w.data();
+    const T* const slots[max_slots] = {taken_.slots[0].data(), taken_.slots[1].data(), taken_.slots[2].data()};
+    T* const records = records_.data();
+    for (int64_t e = 0; e < n; ++e) {
+      T* const record = records + number[e] * size;
+      if (stored) copy(w + e * width, record, width);
+      for (int j = 0; j < n_slots; ++j) copy(slots[j] + e * width, record + (stored + j) * width, width);
+      if (has_marks(owing)) std::memcpy(record + mark_at, &mark, sizeof(double));
+    }
+    if (averaging_)
+      for (int64_t e = 0; e < n; ++e)
+        std::memcpy(records + number[e] * size + layout_.average, &taken_.average[e * width],
+                    width * sizeof(double));
+  }
+
+  [[gnu::always_inline]] static void copy(const T* from, T* to, int64_t n) {
+#pragma GCC ivdep
+    for (int64_t k = 0; k < n; ++k) to[k] = from[k];
+  }
+
+  // Calls visit with whether there is one output, and with the way of owing, known when compiling.
+  template <class Visit>
+  void choose(Visit visit) {
+    width_ == 1 ? choose(visit, std::true_type{}) : choose(visit, std::false_type{});
+  }
+  template <class Visit, class Single>
+  void choose(Visit visit, Single single) {
+    if constexpr (Rule::contains_penalty)
+      if (layout_.owing == Owing::derived)
+        return visit(single, std::integral_constant<Owing, Owing::derived>{});
+    if constexpr (std::is_same_v<Rule, SGD>) {
+      if (layout_.owing == Owing::scaled)
+        return visit(single, std::integral_constant<Owing, Owing::scaled>{});
+      if (layout_.owing == Owing::thresholded)
+        return visit(single, std::integral_constant<Owing, Owing::thresholded>{});
+    }
+    visit(single, std::integral_constant<Owing, Owing::recorded>{});
+  }
+
+  template <bool single, Owing owing>
+  void pay_taken(int64_t n) {
+    const Run<T> run = taken_.run(has_units_);
+    if (owing == Owing::derived) return Driver::derive_run(run, n * width_, *in_force_);
+    if (owing == Owing::scaled) return;
+    if (owing == Owing::thresholded) return threshold<single>(n);
+    if (now_ == 0) return;
+    const Steps<T> steps = record_.steps();
+    for (int64_t e = 0; e < n; ++e) {
+      const int64_t from = int64_t(taken_.mark[e]), i = e * width_;
+      if (from < now_)
+        Driver::pay_run(run.from(i), has_units_ ? taken_.unit[i] : T(1),
+                        averaging_ ? &taken_.average[i] : nullptr, width_, steps, from, now_);
+    }
+  }
+
+  template <bool single>
+  void threshold(int64_t n) {
+    const double threshold = rest_.threshold;
+    const double* const mark = taken_.mark.data();
+    T* const w = taken_.w.data();
+    if (single) {
+#pragma GCC ivdep
+      for (int64_t e = 0; e < n; ++e) w[e] = soft_threshold(w[e], T(threshold - mark[e]));
+    } else {
+      for (int64_t e = 0; e < n; ++e)
+        for (int64_t i = e * width_; i < (e + 1) * width_; ++i)
+          w[i] = soft_threshold(w[i], T(threshold - mark[e]));
+    }
+  }
+
+  // Calls visit(first, n) with all columns taken out, some at a time.
+  template <class Visit>
+  void visit_all(Visit visit) {
+    taken_.reserve(chunk, width_, n_slots, averaging_);
+    for (int64_t first = 0; first < n_columns_; first += chunk) {
+      const int64_t n = std::min(chunk, n_columns_ - first);
+      std::iota(taken_.number.begin(), taken_.number.begin() + n, first);
+      take(n);
+      if (scales(layout_.owing))
+        for (int64_t i = 0; i < n * width_; ++i) taken_.w[i] *= T(rest_.decay);
+      visit(first, n);
+    }
+  }
+
+  // Training.
+
+  void reserve(const LinearTask<T>& task) {
+    taken_.reserve(std::min(n_columns_, task.longest_row * task.batch_size), width_, n_slots, averaging_);
+    scores_.resize(task.batch_size * width_);
+    derivatives_.resize(task.batch_size * width_);
+    bias_gradient_.resize(width_);
+    if (task.batch_size > 1) {
+      places_.resize(task.longest_row * task.batch_size);
+      if (int64_t(position_.size()) != n_columns_) position_.assign(n_columns_, -1);
+    }
+  }
+
+  template <bool single, Owing owing>
+  double train_steps(const LinearTask<T>& task) {
+    double loss = 0;
+    ScalarReader<Rule, T> rows(task.scalars);
+    for (int64_t step = 0, begin = 0; step < task.scalars.n_steps; ++step, begin += task.batch_size) {
+      if (rest_.decay < smallest_decay) settle();
+      const Row& row = rows(step);
+      const int64_t n = std::min(task.batch_size, task.n_samples - begin);
+      loss += task.batch_size == 1 ? train_row<single, owing>(task, begin, row)
+                                   : train_batch<single, owing>(task, begin, n, row);
+    }
+    keep_row(*in_force_);
+    return loss;
+  }
+
+  // A batch of one row: its columns are all different, and its values are their inputs.
+  template <bool single, Owing owing>
+  double train_row(const LinearTask<T>& task, int64_t place, const Row& now) {
+    prefetch(task, place);
+    if (outgrows_cache_) prefetch_records(task, place);
+    const T* x;
+    const int64_t n = read_row(task.x, task.order[place], taken_.number.data(), &x);
+    if (!single && width_ >= wide && !averaging_ && !(now.common.group_l1 > T(0)))
+      return train_wide_row<owing>(task, place, x, n, now);
+    take<single, owing>(n);
+    const T* const w = taken_.w.data();
+    if (single) {
+      scores_[0] = lane_dot<T>(x, w, n);
+    } else {
+      std::fill_n(scores_.data(), width_, T(0));
+      for (int64_t e = 0; e < n; ++e) add_scaled(scores_.data(), w + e * width_, x[e], width_);
+    }
+    count_step<owing>(now, 1);
+    const double loss = loss_of(task, place, 1);
+    if (any_derivative(1)) {
+      if (single) {
+        const T d = derivatives_[0];
+        update_taken<owing>(x, d * clipping(task, x, n, d), n, now);
+      } else {
+        T* const g = taken_.gradients.data();
+        for (int64_t e = 0; e < n; ++e)
+          for (int64_t k = 0; k < width_; ++k) g[e * width_ + k] = x[e] * derivatives_[k];
+        update_taken<owing>(g, clipping(task, g, n * width_, T(1)), n, now);
+      }
+      put<single, owing>(n, mark<owing>());
+    }
+    update_intercept<single>(task, now);
+    return loss;
+  }
+
+  // The same for many outputs: only the weights are copied.
+  template <Owing owing>
+  double train_wide_row(const LinearTask<T>& task, int64_t place, const T* x, int64_t n, const Row& now) {
+    constexpr int64_t columns_ahead = 6;
+    const int64_t* const number = taken_.number.data();
+    T* const w = taken_.w.data();
+    Row in_force = *in_force_, step = now;
+    std::fill_n(scores_.data(), width_, T(0));
+    for (int64_t e = 0; e < n; ++e) {
+      T* const record = at(number[e]);
+      if (e + columns_ahead < n) prefetch_record(at(number[e + columns_ahead]));
+      weights_of<owing>(record, w + e * width_, in_force);
+      add_scaled(scores_.data(), w + e * width_, x[e], width_);
+    }
+    count_step<owing>(now, 1);
+    const double loss = loss_of(task, place, 1);
+    const T* const d = derivatives_.data();
+    if (any_derivative(1)) {
+      const T factor = clipping(task, d, width_, T(math::sqrt(dot(x, x, n))));
+      for (int64_t e = 0; e < n; ++e)
+        step_record<owing>(at(number[e]), w + e * width_, d, factor * x[e], step);
+    }
+    update_intercept<false>(task, now);
+    return loss;
+  }
+
+  [[gnu::always_inline]] inline void prefetch_record(const T* record) const {
+    for (int64_t i = 0; i < layout_.size; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(record + i, 1);
+  }
+
+  Run<T> run_of(T* record, T* w) const {
+    Run<T> run{w, {}, nullptr};
+    for (int j = 0; j < n_slots; ++j) run.slots[j] = record + (int(stores_weight()) + j) * width_;
+    return run;
+  }
+
+  // Lets the state of a column stand for the same weights in another unit.
+  void change_unit(T* record, T unit) {
+    if constexpr (Rule::contains_penalty) {
+      const Row row = in_force_->with_unit(effective(record[layout_.unit]));
+      const Run<T> run = run_of(record, record);
+      for (int64_t k = 0; k < width_; ++k) {
+        T s[slot_storage<Rule>] = {};
+        for (int j = 0; j < n_slots; ++j) s[j] = run.slots[j][k];
+        Rule::change_unit(s, unit, row.common, row.own);
+        for (int j = 0; j < n_slots; ++j) run.slots[j][k] = s[j];
+      }
+    }
+  }
+
+  // Lets scalars have the unit of a column.
+  [[gnu::always_inline]] inline void set_unit(Row& row, const T* record) const {
+    if constexpr (Rule::contains_penalty)
+      if (has_units_) row.own[Rule::unit] = effective(record[layout_.unit]);
+  }
+
+  // Pays a column, and copies its weights.
+  template <Owing owing>
+  [[gnu::always_inline]] inline void weights_of(T* record, T* w, Row& in_force) {
+    set_unit(in_force, record);
+    if constexpr (owing == Owing::derived) {
+      Driver::derive_run(run_of(record, w), width_, in_force);
+    } else if constexpr (scales(owing)) {
+      copy(record, w, width_);
+      if (owing == Owing::thresholded) {
+        const T amount = T(rest_.threshold - mark_of(record));
+#pragma GCC ivdep
+        for (int64_t k = 0; k < width_; ++k) w[k] = soft_threshold(w[k], amount);
+      }
+    } else {
+      const int64_t from = int64_t(mark_of(record));
+      if (from < now_)
+        Driver::pay_run(run_of(record, record), has_units_ ? effective(record[layout_.unit]) : T(1), nullptr,
+                        width_, record_.steps(), from, now_);
+      set_mark(record, double(now_));
+      copy(record, w, width_);
+    }
+  }
+
+  // Takes a step of a column with gradient factor * d.
+  template <Owing owing>
+  [[gnu::always_inline]] inline void step_record(T* record, T* w, const T* d, T factor, Row& step) {
+    set_unit(step, record);
+    if constexpr (owing == Owing::derived) {
+      Driver::advance_run(run_of(record, w), d, factor, width_, step);
+      return;
+    }
+    if constexpr (scales(owing)) {
+      Driver::update_run(run_of(record, w), d, factor * scaled_gradient_, width_, scaled_);
+      copy(w, record, width_);
+    } else {
+      Driver::update_run(run_of(record, record), d, factor, width_, step);
+    }
+    if (has_marks(owing)) set_mark(record, mark<owing>());
+  }
+
+  double mark_of(const T* record) const {
+    double mark;
+    std::memcpy(&mark, record + layout_.mark, sizeof(double));
+    return mark;
+  }
+  void set_mark(T* record, double mark) const { std::memcpy(record + layout_.mark, &mark, sizeof(double)); }
+
+  // What the next but one row will touch; its indices were prefetched before.
+  [[gnu::always_inline]] inline void prefetch_records(const LinearTask<T>& task, int64_t place) {
+    if (place + 2 >= task.n_samples) return;
+    const int64_t size = layout_.size;
+    const T* const records = records_.data();
+    visit_entries(task.x, task.order + place + 2, 0, 1, [=](int64_t, int64_t column, T) {
+      for (int64_t i = 0; i < size; i += 64 / int64_t(sizeof(T)))
+        __builtin_prefetch(records + column * size + i, 1, 2);
+    });
+  }
+
+  template <bool single, Owing owing>
+  double train_batch(const LinearTask<T>& task, int64_t begin, int64_t n, const Row& now) {
+    const int64_t width = single ? 1 : width_;
+    const int64_t* const rows = task.order + begin;
+    int64_t n_touched = 0, entry = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      prefetch(task, begin + i);
+      visit_entries(task.x, rows + i, 0, 1, [&](int64_t, int64_t column, T) {
+        int32_t& place = position_[column];
+        if (place < 0) {
+          place = int32_t(n_touched);
+          taken_.number[n_touched++] = column;
+        }
+        places_[entry++] = place;
+      });
+    }
+    for (int64_t e = 0; e < n_touched; ++e) position_[taken_.number[e]] = -1;
+    take<single, owing>(n_touched);
+    std::fill_n(scores_.data(), n * width, T(0));
+    entry = 0;
+    visit_entries(task.x, rows, 0, n, [&](int64_t i, int64_t, T x) {
+      add_scaled(&scores_[i * width], &taken_.w[places_[entry++] * width], x, width);
+    });
+    count_step<owing>(now, n);
+    const double loss = loss_of(task, begin, n);
+    if (any_derivative(n)) {
+      T* const g = taken_.gradients.data();
+      std::fill_n(g, n_touched * width, T(0));
+      entry = 0;
+      visit_entries(task.x, rows, 0, n, [&](int64_t i, int64_t, T x) {
+        add_scaled(g + places_[entry++] * width, &derivatives_[i * width], x, width);
+      });
+      update_taken<owing>(g, clipping(task, g, n_touched * width, T(1)), n_touched, now);
+      put<single, owing>(n_touched, mark<owing>());
+    }
+    update_intercept<single>(task, now);
+    return loss;
+  }
+
+  // Loss and derivatives of the mean over n samples, from scores without the intercepts.
+  double loss_of(const LinearTask<T>& task, int64_t begin, int64_t n) {
+    for (int64_t i = 0; i < n; ++i)
+      add_scaled(&scores_[i * width_], rest_.intercept.data(), T(1), width_);
+    const double loss =
+        task.loss->batch(scores_.data(), n, width_, task.targets, task.order + begin, 0, task.weights,
+                         task.loss_parameter, T(1) / T(n), derivatives_.data());
+    column_sums(derivatives_.data(), n, width_, bias_gradient_.data());
+    return loss;
+  }
+
+  // Without a gradient the step of the columns is an idle one: it is owed like any other.
+  bool any_derivative(int64_t n) const {
+    for (int64_t i = 0; i < n * width_; ++i)
+      if (derivatives_[i] != T(0)) return true;
+    return false;
+  }
+
+  // The factor that bounds the norm of the whole gradient, `scale` times g and the intercepts'; these
+  // are multiplied by it at once.
+  T clipping(const LinearTask<T>& task, const T* g, int64_t n, T scale) {
+    if (!(task.clip_norm < SKOPTIM_INFINITY)) return T(1);
+    double norm = double(scale) * scale * dot(g, g, n);
+    if (task.fit_intercept) norm += dot(bias_gradient_.data(), bias_gradient_.data(), width_);
+    norm = math::sqrt(norm);
+    if (!(norm > task.clip_norm)) return T(1);
+    const T factor = T(task.clip_norm / norm);
+    for (T& bias : bias_gradient_) bias *= factor;
+    return factor;
+  }
+
+  // One step of the columns taken out, with gradient factor * g.
+  template <Owing owing>
+  void update_taken(const T* g, T factor, int64_t n, const Row& now) {
+    const Run<T> run = taken_.run(has_units_);
+    const int64_t size = n * width_;
+    if constexpr (owing == Owing::derived)
+      Driver::advance_run(run, g, factor, size, now);
+    else if constexpr (scales(owing))
+      Driver::update_run(run, g, factor * scaled_gradient_, size, scaled_);
+    else
+      Driver::update_run(run, g, factor, size, now);
+    if (now.common.group_l1 > T(0))
+      for (int64_t e = 0; e < n; ++e) Driver::shrink_group(run.w + e * width_, width_, now);
+    if (averaging_) Driver::add_to_average(taken_.average.data(), run.w, size, now.common);
+  }
+
+  template <bool single>
+  void update_intercept(const LinearTask<T>& task, const Row& penalised) {
+    if (!task.fit_intercept) return;
+    Row now = penalised;
+    now.common = unpenalised(now.common);
+    if (single && !averaging_) {
+      T s[slot_storage<Rule>] = {};
+      for (int j = 0; j < n_slots; ++j) s[j] = rest_.slots[j][0];
+      update<Rule>(rest_.intercept[0], bias_gradient_[0], s, now.common, now.own);
+      for (int j = 0; j < n_slots; ++j) rest_.slots[j][0] = s[j];
+      return;
+    }
+    Run<T> run{rest_.intercept.data(), {}, nullptr};
+    for (int j = 0; j < n_slots; ++j) run.slots[j] = rest_.slots[j].data();
+    Driver::update_run(run, bias_gradient_.data(), T(1), width_, now);
+    if (averaging_) Driver::add_to_average(rest_.average.data(), run.w, width_, now.common);
+  }
+
+  // From here on columns owe a step, but for those that are put back with the mark. The scores of the
+  // n samples were computed from stored weights.
+  template <Owing owing>
+  void count_step(const Row& now, int64_t n) {
+    in_force_ = &now;
+    if constexpr (owing == Owing::recorded) ++now_;
+    if constexpr (scales(owing)) {
+      for (int64_t i = 0; i < n * width_; ++i) scores_[i] *= T(rest_.decay);
+      const UniformStep step = Idle<Rule>::one_step(now.common, now.own);
+      rest_.decay *= step.factor;
+      const double amount = step.amount / rest_.decay;
+      rest_.threshold += amount;
+      // The same step for weights as they are stored.
+      const T rate = now.common.learning_rate;
+      scaled_gradient_ = T(step.gradient / rest_.decay);
+      scaled_ = now;
+      scaled_.common = unpenalised(now.common);
+      scaled_.common.clip_value *= scaled_gradient_;
+      if (rate > T(0)) scaled_.common.l1 = T(amount / rate);
+    }
+  }
+  template <Owing owing>
+  double mark() const { return owing == Owing::recorded ? double(now_) : rest_.threshold; }
+
+  // Undoing.
+
+  void put_back_kept() {
+    for (size_t j = 0; j < kept_.columns.size(); ++j)
+      std::copy_n(&kept_.records[j * layout_.size], layout_.size, at(kept_.columns[j]));
+  }
+
+  void keep_everything() {
+    if (!kept_.keeping || kept_.all) return;
+    Memory<T> changed(records_.size());
+    std::copy_n(records_.data(), records_.size(), changed.data());
+    put_back_kept();
+    std::swap(records_, changed);
+    kept_.table = std::move(changed);
+    kept_.record = record_;
+    kept_.all = true;
+  }
+
+  const int64_t n_columns_, width_, row_width_;
+  const bool has_units_, averaging_;
+  Layout layout_;
+  Memory<T> records_;
+  bool outgrows_cache_ = false;
+  Rest rest_;
+  const Row* in_force_ = nullptr;  // the scalars of the last step taken
+  Row scaled_;  // those of the step under way, for weights as they are stored
+  T scaled_gradient_ = T(1);
+  Record<Rule, T> record_;
+  int64_t now_ = 0;  // steps of the record that were taken
+  Columns<T> taken_;
+  std::vector<int32_t> places_, position_;
+  std::vector<T> scores_, derivatives_, bias_gradient_;
+  Kept kept_;
+};
+
+template <class Rule, class T>
+LinearTable<T>* make_table(int64_t n_columns, int64_t width, bool has_units, bool averaging,
+                           int64_t row_width) {
+  return new RuleTable<Rule, T>(n_columns, width, has_units, averaging, row_width);
+}
+
+#define SKOPTIM_RULE_ENTRY(NAME, ...)                                                          \
+  RuleKernels<T>{RuleInfo{NAME, #__VA_ARGS__, __VA_ARGS__::n_slots, __VA_ARGS__::n_scalars,    \
+                          n_common + __VA_ARGS__::n_scalars, __VA_ARGS__::uniform,             \
+                          __VA_ARGS__::slots, __VA_ARGS__::scalars},                           \
+                 RuleDriver<__VA_ARGS__, T>::apply, RuleDriver<__VA_ARGS__, T>::apply_columns, \
+                 RuleDriver<__VA_ARGS__, T>::pay_columns, running_sums<__VA_ARGS__, T>,        \
+                 steps_to_replay<__VA_ARGS__, T>, make_table<__VA_ARGS__, T>},
+
+template <class T>
+struct RuleList {
+  static constexpr RuleKernels<T> entries[] = {SKOPTIM_RULES(SKOPTIM_RULE_ENTRY)};
+  static constexpr int size = sizeof(entries) / sizeof(entries[0]);
+};
+
+SKOPTIM_END
