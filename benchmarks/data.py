@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
+from sklearn import datasets
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import OneHotEncoder
@@ -64,7 +65,8 @@ def load(name: str) -> Split:
     if not file.exists():
         CACHE.mkdir(exist_ok=True)
         X, y, X_test, y_test = PROBLEMS[name]()
-        arrays = {"y": y.astype(np.int64), "y_test": y_test.astype(np.int64)}
+        kind = np.float64 if name in REGRESSION else np.int64
+        arrays = {"y": y.astype(kind), "y_test": y_test.astype(kind)}
         for key, matrix in (("X", X), ("X_test", X_test)):
             matrix = sp.csr_matrix(matrix, dtype=np.float64)
             matrix.sort_indices()
@@ -151,7 +153,7 @@ def _census() -> tuple:
 
 
 def _census_raw() -> tuple:
-    """The same with its numbers as they come: ages, dollars a year, weeks."""
+    """Return the same with numbers as they come: ages, dollars a year, weeks."""
     (train, y), (test, y_test) = _census_rows("train"), _census_rows("test")
     encoder = OneHotEncoder(handle_unknown="ignore").fit(train[:, _CATEGORICAL])
 
@@ -169,7 +171,7 @@ def zipf(
     per_row: int = 67,
     seed: int = 0,
 ) -> tuple:
-    """Columns drawn by Zipf's law, some 60 a row, positive, rows of norm one; a noisy linear model."""
+    """Draw columns by Zipf's law, some 60 a row of norm one; targets by a noisy linear model."""
     rng = np.random.default_rng(seed)
     n = n_rows + n_rows // 5
     # The continuous law of density 1 / x, cut into columns, in a random order.
@@ -190,6 +192,47 @@ def zipf(
     return X[:n_rows], y[:n_rows], X[n_rows:], y[n_rows:]
 
 
+def _diamonds() -> tuple:
+    """Prices of diamonds in dollars, from carats, millimetres and one-hot grades as they come."""
+    archive = _download("plotnine==0.15.9", "plotnine-*.whl")
+    with zipfile.ZipFile(archive) as wheel:
+        text = wheel.read("plotnine/data/diamonds.csv").decode()
+    return _table(list(csv.DictReader(io.StringIO(text))), "price", ["cut", "color", "clarity"])
+
+
+def _bikes() -> tuple:
+    """Bikes rented in an hour, from the weather and one-hot times."""
+    archive = _download("ISLP==0.6.0", "[iI][sS][lL][pP]-*.whl")
+    with zipfile.ZipFile(archive) as wheel:
+        text = wheel.read("ISLP/data/Bikeshare.csv").decode()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    for row in rows:
+        for name in ("", "casual", "registered"):
+            row.pop(name, None)
+    return _table(rows, "bikers", ["season", "mnth", "hr", "weekday", "weathersit"])
+
+
+def _table(rows: list[dict[str, str]], target: str, categorical: list[str]) -> tuple:
+    names = [name for name in rows[0] if name not in (target, *categorical)]
+    numbers = np.array([[float(row[name]) for name in names] for row in rows])
+    one_hot = OneHotEncoder().fit_transform([[row[name] for name in categorical] for row in rows])
+    X = sp.hstack([sp.csr_matrix(numbers), one_hot], format="csr")
+    y = np.array([float(row[target]) for row in rows])
+    X, X_test, y, y_test = train_test_split(X, y, test_size=0.2, random_state=0)
+    return X, y, X_test, y_test
+
+
+def _packaged(loader: Callable) -> Callable[[], tuple]:
+    """Return a reader of one of scikit-learn's own data sets, as it comes."""
+
+    def load_packaged() -> tuple:
+        X, y = loader(return_X_y=True)
+        X, X_test, y, y_test = train_test_split(X, y, test_size=0.3, random_state=0)
+        return sp.csr_matrix(X), y, sp.csr_matrix(X_test), y_test
+
+    return load_packaged
+
+
 PROBLEMS: dict[str, Callable[[], tuple]] = {
     "spam": _spam,
     "tweets": _tweets,
@@ -197,4 +240,12 @@ PROBLEMS: dict[str, Callable[[], tuple]] = {
     "census_raw": _census_raw,
     "zipf2": lambda: zipf(2),
     "zipf20": lambda: zipf(20),
+    "digits": _packaged(datasets.load_digits),
+    "breast_cancer": _packaged(datasets.load_breast_cancer),
+    "wine": _packaged(datasets.load_wine),
+    "diabetes": _packaged(datasets.load_diabetes),
+    "diamonds": _diamonds,
+    "bikes": _bikes,
 }
+#: Those with numbers for targets.
+REGRESSION = ("diabetes", "diamonds", "bikes")

@@ -199,7 +199,9 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 device, X, y, targets, weights, held_out, random_state, incremental
             )
             if optimizer.has_units and loss.in_target_units:
-                taken = targets.values if data.rows is None else targets.values[to_host(data.rows)]
+                values = targets.values
+                assert values is not None
+                taken = values if data.rows is None else values[to_host(data.rows)]
                 data.target_moments = Moments.of(taken)
             network = self._make_network(X.shape[1], targets.n_outputs, loss, device, X.dtype)
             options = self._options(data.n_samples, device, incremental)
@@ -209,6 +211,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                     network, optimizer, going_on, random_state, initial, options.batch_size
                 )
             else:
+                assert live.table is not None
                 state, table = live.state, live.table.moved_to(network)
             trainer = Trainer(
                 network,
@@ -483,8 +486,8 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         self, trainer: Trainer, optimizer: Optimizer, incremental: bool, adding: bool
     ) -> None:
         """Set the fitted attributes; what would be copied out of a table only when it is read."""
-        for name in (*self._published, "optimizer_state_", "_live"):
-            vars(self).pop(name, None)
+        for name in {*self._published, "optimizer_state_", "_live"} & vars(self).keys():
+            delattr(self, name)
         if not (incremental and trainer.table is not None):
             self._set_parameters(trainer)
         if trainer.table is None:

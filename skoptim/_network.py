@@ -52,6 +52,42 @@ class Views:
     intercepts: list[Any]
 
 
+class FirstLayer:
+    """The first layer on CSR data, of which a step reads and changes the touched columns alone.
+
+    Parameters
+    ----------
+    updater : updater of the device
+    touched : Touched of the device
+        The batch.
+    step : int
+        Number of the step in the updater's block.
+
+    Attributes
+    ----------
+    delta : array of shape (n, n_units)
+        The derivatives of the loss with respect to what the layer gives.
+    """
+
+    delta: Any
+
+    def __init__(self, updater: Any, touched: Any, step: int):
+        self.updater, self.touched, self.step = updater, touched, step
+
+    def multiply(self, z: Any) -> None:
+        """Pay the columns their owed steps; write the batch times the coefficients to z."""
+        self.updater.multiply_touched(self.touched.native, self.step, z)
+
+    @property
+    def squared_norm(self) -> float:
+        """The squared norm of the layer's gradient."""
+        return self.touched.squared_norm(self.delta)
+
+    def apply(self, factor: float) -> None:
+        """Take a step with `factor` times the gradient."""
+        self.updater.apply_touched(self.touched.native, self.delta, factor, self.step)
+
+
 class Network:
     """Forward and backward passes into buffers that are allocated once.
 
@@ -177,7 +213,13 @@ class Network:
     # Passes.
 
     def forward(
-        self, data: Dataset, batch: Batch, views: Views, inputs: Any, dropout_key: Any = None
+        self,
+        data: Dataset,
+        batch: Batch,
+        views: Views,
+        inputs: Any,
+        dropout_key: Any = None,
+        first_layer: FirstLayer | None = None,
     ) -> Any:
         """Return the raw scores of a batch, shape (n, n_outputs), in a buffer.
 
@@ -188,7 +230,9 @@ class Network:
         previous = inputs
         for i, (coef, intercept) in enumerate(zip(views.coefs, views.intercepts, strict=True)):
             z = self._scores[i][:n]
-            if i == 0 and data.X.is_sparse:
+            if i == 0 and first_layer is not None:
+                first_layer.multiply(z)
+            elif i == 0 and data.X.is_sparse:
                 device.csr_matmul(data.X, batch.rows, batch.first, coef, z)
             else:
                 device.matmul(previous, coef, z)
@@ -216,7 +260,7 @@ class Network:
         gradient: Views,
         scale: float,
         *,
-        position: Any = None,
+        first_layer: FirstLayer | None = None,
         dropout_key: Any = None,
     ) -> float:
         """Return the weighted sum of a batch's losses; leave `scale` times its gradient.
@@ -228,19 +272,18 @@ class Network:
         views : Views
             The parameters.
         gradient : Views
-            Where the gradient goes. The first layer of CSR data is added to, so it starts at zero;
-            with `position` it has a row for each touched column only.
+            Where the gradient goes. The first layer of CSR data is added to, so it starts at zero.
         scale : float
             Factor on the gradient, as 1 / n for a mean.
-        position : array of int32 of shape (n_features,) or None
-            Place of each touched column.
+        first_layer : FirstLayer or None
+            Multiplies by the first layer, and keeps what its gradient is made of.
         dropout_key : tuple of int or None
             (seed, step).
         """
         device, n = self.device, batch.n
         self.reserve(n)
         inputs = None if data.X.is_sparse else self._gather(data, batch)
-        scores = self.forward(data, batch, views, inputs, dropout_key)
+        scores = self.forward(data, batch, views, inputs, dropout_key, first_layer)
         delta = self._deltas[-1][:n]
         loss = device.loss_gradient(
             self.loss.name,
@@ -258,10 +301,10 @@ class Network:
                 device.column_sums(delta, gradient.intercepts[i])
             else:
                 gradient.intercepts[i].fill(0)
-            if i == 0 and data.X.is_sparse:
-                device.csr_gradient(
-                    data.X, batch.rows, batch.first, position, delta, gradient.coefs[0]
-                )
+            if i == 0 and first_layer is not None:
+                first_layer.delta = delta
+            elif i == 0 and data.X.is_sparse:
+                device.csr_gradient(data.X, batch.rows, batch.first, delta, gradient.coefs[0])
             else:
                 below = self._layer_input(i, inputs, n, dropout_key)
                 device.matmul(below.T, delta, gradient.coefs[i])

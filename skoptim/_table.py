@@ -43,11 +43,13 @@ class LinearTable:
         assert optimizer.rule is not None
         self.network, self.state = network, state
         self.rule, self.slot_names = optimizer.rule, optimizer.slot_names
+        n_columns, width = network.layer_sizes
         average, unit = state.slots.get("average_sum"), state.slots.get("unit")
         self.is_averaging, self.has_units = average is not None, unit is not None
         self._native = cpu_linear.make_table(
             self.rule,
-            *network.layer_sizes,
+            n_columns,
+            width,
             network.dtype,
             has_units=self.has_units,
             averaging=self.is_averaging,

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from skoptim._devices import cpu_linear
-from skoptim._network import Batch, Dataset, Network, Views
+from skoptim._network import Batch, Dataset, FirstLayer, Network, Views
 from skoptim._table import LinearTable
 from skoptim.optimizers import Optimizer, OptimizerState
 from skoptim.optimizers._base import COMMON, Scalars, bind_updater, effective_unit
@@ -163,7 +163,8 @@ class Trainer:
 
     def without_data(self) -> Trainer:
         """Let go of everything but the model and its state; return self."""
-        self.data = self.validation = self.on_epoch = self._best_weights = None
+        self.data = Dataset(None)
+        self.validation = self.on_epoch = self._best_weights = None
         self._buffers.clear()
         return self
 
@@ -205,9 +206,18 @@ class Trainer:
     def _owing_pays(self) -> bool:
         """Whether to update the columns that a batch touches only, and owe the rest their steps."""
         X, batch_size = self.data.X, self.options.batch_size
-        touched = min(X.n_stored / max(X.shape[0], 1) * batch_size, X.shape[1])
-        scalars = self.optimizer.prepare(self.state, 2, self.terms, batch_size=batch_size)
-        return self.device.owing_pays(self.optimizer.rule, scalars.rows(), touched, X.shape[1])
+        n_columns, width = self.network.layer_sizes[:2]
+        touched = min(X.n_stored / max(X.shape[0], 1) * batch_size, n_columns)
+        scalars = self.optimizer.prepare(
+            self.state,
+            2,
+            self.terms,
+            batch_size=batch_size,
+            average=float(bool(self.options.average)),
+        )
+        return self.device.owing_pays(
+            self.optimizer.rule, scalars.rows(), touched, n_columns, width
+        )
 
     def _fits_one_call(self) -> bool:
         """Whether a block of steps is one native call."""
@@ -366,11 +376,11 @@ class Trainer:
                 loss += take_step(updater, self._batch(order, part, step), step)
         except KeyboardInterrupt:
             if self._lazy:
-                updater.pay(self.device.asarray(np.arange(self.network.layer_sizes[0])), step)
+                updater.settle(step)
             self.optimizer.advance(self.state, scalars.first(step), self.terms)
             raise
         if self._lazy:
-            updater.flush()
+            updater.settle(scalars.n_steps)
         return self.device.read_scalar(loss)
 
     def _averaging(self, n_steps: int) -> Any:
@@ -402,50 +412,44 @@ class Trainer:
         loss = network.loss_and_gradient(
             self.data, batch, views, gradient, 1 / batch.n, dropout_key=self._dropout_key(step)
         )
-        self._clip(flat)
+        factor = self._clipping_factor(lambda: self.device.squared_norm(flat))
+        if factor != 1:
+            flat *= factor
         updater.apply(flat, step)
         return loss
 
     def _sparse_step(self, updater: Any, batch: Batch, step: int) -> float:
         """Read and update only the first-layer rows of the columns that the batch touches."""
-        network, device, X = self.network, self.device, self.data.X
-        n_columns, width = network.layer_sizes[:2]
-        most = min(n_columns, X.longest_row * self.options.batch_size)
-        position = self._buffer("position", lambda: device.xp.full(n_columns, -1, dtype=np.int32))
-        columns = self._buffer("columns", lambda: device.empty(most, np.int64))
-        touched_gradient = self._buffer(
-            "touched", lambda: device.empty((most, width), network.dtype)
-        )
+        network, device = self.network, self.device
+        touched = self._buffer("touched", lambda: device.Touched(self.data.X))
         rest = self._buffer(
             "rest",
             lambda: device.empty(len(network.parameters) - network.first_layer_size, network.dtype),
         )
         views = self._buffer("views", lambda: network.views(network.parameters))
-        n_touched = device.touched_columns(X, batch.rows, batch.first, batch.n, position, columns)
-        touched, g = columns[:n_touched], touched_gradient[:n_touched]
-        updater.pay(touched, step)
-        g.fill(0)
-        gradient = Views([g, *self._rest_views(rest).coefs], self._rest_views(rest).intercepts)
+        touched.sort(batch.rows, batch.first, batch.n)
+        first_layer = FirstLayer(updater, touched, step)
         loss = network.loss_and_gradient(
             self.data,
             batch,
             views,
-            gradient,
+            self._rest_views(rest),
             1 / batch.n,
-            position=position,
+            first_layer=first_layer,
             dropout_key=self._dropout_key(step),
         )
-        self._clip(g.reshape(-1), rest)
-        updater.apply_columns(touched, g, step)
+        factor = self._clipping_factor(lambda: first_layer.squared_norm + device.squared_norm(rest))
+        if factor != 1:
+            rest *= factor
+        first_layer.apply(factor)
         updater.apply_rest(rest, step)
-        position[touched] = -1
         return loss
 
     def _rest_views(self, rest: Any) -> Views:
         """Return the layers above the first, and all intercepts, of a buffer without the first."""
 
         def make() -> Views:
-            coefs, start = [], 0
+            coefs, start = [None], 0
             for fan_in, fan_out in self.network.shapes[1:]:
                 coefs.append(rest[start : start + fan_in * fan_out].reshape(fan_in, fan_out))
                 start += fan_in * fan_out
@@ -468,13 +472,13 @@ class Trainer:
             return None
         return int(self.state.carries["seed"]), self.state.step + step
 
-    def _clip(self, *gradients: Any) -> None:
-        if self.optimizer.clip_norm is None:
-            return
-        norm = sum(self.device.squared_norm(g) for g in gradients) ** 0.5
-        if norm > self.optimizer.clip_norm:
-            for g in gradients:
-                g *= self.optimizer.clip_norm / norm
+    def _clipping_factor(self, squared_norm: Callable[[], float]) -> float:
+        """Return the factor that bounds the norm of the gradient to `clip_norm`."""
+        bound = self.optimizer.clip_norm
+        if bound is None:
+            return 1.0
+        norm = squared_norm() ** 0.5
+        return bound / norm if norm > bound else 1.0
 
     # After the epoch.
 

@@ -31,6 +31,7 @@ class _Linear(BaseTrainedEstimator):
     """What the linear estimators share: one layer, published as `coef_` and `intercept_`."""
 
     _published = frozenset({"coef_", "intercept_"})
+    coef_: Any
 
     _parameter_constraints = {
         **BaseTrainedEstimator._parameter_constraints,
@@ -234,8 +235,9 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
         Let `fit` go on from the last one, optimizer state included.
     average : bool or int, default=False
         Publish the average of the weights over all steps, from the `average`-th sample on.
-    optimizer : str or Optimizer, default="ftrl"
-        A name or an object of `skoptim.optimizers`. The object is cloned, never changed.
+    optimizer : str or Optimizer, default="normalized_ftrl"
+        A name or an object of `skoptim.optimizers`. The object is cloned, never changed. The
+        default needs no rate, and no scaling of the features.
     batch_size : int or "auto", default="auto"
         Samples a step; a step follows the mean gradient of its batch. "auto" is 1 on the CPU.
     device : {"cpu", "cuda"} or None, default=None
@@ -331,7 +333,7 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
         class_weight: Any = None,
         warm_start: bool = False,
         average: bool | int = False,
-        optimizer: Any = "ftrl",
+        optimizer: Any = "normalized_ftrl",
         batch_size: Any = "auto",
         device: str | None = None,
     ):
@@ -520,8 +522,9 @@ class SGDRegressor(RegressorTargets, RegressorMixin, _Linear):
         Let `fit` go on from the last one, optimizer state included.
     average : bool or int, default=False
         Publish the average of the weights over all steps, from the `average`-th sample on.
-    optimizer : str or Optimizer, default="ftrl"
-        A name or an object of `skoptim.optimizers`. The object is cloned, never changed.
+    optimizer : str or Optimizer, default="normalized_ftrl"
+        A name or an object of `skoptim.optimizers`. The object is cloned, never changed. The
+        default needs no rate, and no scaling of the features.
     batch_size : int or "auto", default="auto"
         Samples a step. "auto" is 1 on the CPU.
     device : {"cpu", "cuda"} or None, default=None
@@ -569,7 +572,7 @@ class SGDRegressor(RegressorTargets, RegressorMixin, _Linear):
         n_iter_no_change: int = 5,
         warm_start: bool = False,
         average: bool | int = False,
-        optimizer: Any = "ftrl",
+        optimizer: Any = "normalized_ftrl",
         batch_size: Any = "auto",
         device: str | None = None,
     ):

@@ -9,6 +9,7 @@ The rules themselves are held to torch and Keras through the fixtures, in ``test
 """
 
 import numpy as np
+import scipy.sparse as sp
 
 
 def power(base, exponent):
@@ -278,3 +279,12 @@ def run(name, w, gradients, params, *, slots=None, **penalty):
         for slot, value in slots.items():
             history[slot].append(value)
     return np.array(trajectory), {slot: np.array(values) for slot, values in history.items()}
+
+
+def touched_alone(device, columns, n_columns, dtype):
+    """Return a sorted batch with one entry, 1, in each of some columns: z and delta are theirs."""
+    n = len(columns)
+    X = sp.csr_matrix((np.ones(n, dtype), columns, np.arange(n + 1)), shape=(n, n_columns))
+    touched = device.Touched(device.Matrix(X))
+    touched.sort(None, 0, n)
+    return touched

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from optimizer_table import ELEMENTWISE, FULL_BATCH, OPTIMIZERS
+from oracle import touched_alone
 from sklearn.base import clone
 
 from skoptim import MLPClassifier, MLPRegressor, SGDClassifier, SGDRegressor
@@ -109,6 +110,17 @@ class Pair:
         moved = (on_device(a) if isinstance(a, np.ndarray) else a for a in arguments)
         getattr(self.cuda, method)(*moved)
 
+    def sparse_step(self, columns, delta, factor, step):
+        """Let both multiply by some columns, compare, and step these."""
+        batch = touched_alone(cpu, columns, self.n_columns, self.dtype)
+        device_batch = touched_alone(cuda, columns, self.n_columns, self.dtype)
+        expected, actual = np.empty_like(delta), cuda.empty(delta.shape, self.dtype)
+        self.cpu.multiply_touched(batch.native, step, expected)
+        self.cuda.multiply_touched(device_batch.native, step, actual)
+        assert_near(actual, expected, LIBRARY[self.dtype])
+        self.cpu.apply_touched(batch.native, delta, factor, step)
+        self.cuda.apply_touched(device_batch.native, on_device(delta), factor, step)
+
     def compare(self, tolerance=0.0):
         """Compare the parameters, every slot, and the average."""
         for name, expected in self.host.items():
@@ -151,10 +163,10 @@ def test_sparse_steps(optimizer, terms, width, dtype, average):
     rng = np.random.default_rng(1)
     for step in range(pair.n_steps):
         columns = rng.choice(pair.n_columns, 4, replace=False)
-        pair.each("pay", columns, step)
-        pair.each("apply_columns", columns, random(4, width, dtype=dtype, seed=step), step)
+        delta = random(4, width, dtype=dtype, seed=step)
+        pair.sparse_step(columns, delta, 0.5 if step % 2 else 1.0, step)
         pair.each("apply_rest", random(width, dtype=dtype, seed=step), step)
-    pair.each("flush")
+    pair.each("settle", pair.n_steps)
     # Debts are paid through pow, log1p and expm1.
     pair.compare(LIBRARY[dtype])
 
@@ -162,18 +174,27 @@ def test_sparse_steps(optimizer, terms, width, dtype, average):
 @DTYPES
 @pytest.mark.parametrize("bound", [0.1, 1e6])
 def test_clipping_by_norm(dtype, bound):
-    pair = Pair(Adam(), PenaltyTerms(), 3, dtype, average=False, sparse=True)
-    columns, g = np.array([2, 7]), random(2, 3, dtype=dtype)
-    rest = random(3, dtype=dtype, seed=1)
-    norm = np.sqrt((g.astype(float) ** 2).sum() + (rest.astype(float) ** 2).sum())
-    factor = np.dtype(dtype).type(min(1.0, bound / norm))
-    pair.cpu.apply_columns(columns, g * factor, 0)
-    pair.cpu.apply_rest(rest * factor, 0)
-    device_g, device_rest = on_device(g), on_device(rest)
-    cuda.clip_norm(pair.cuda, [device_g, device_rest], bound)
-    pair.cuda.apply_columns(on_device(columns), device_g, 0)
-    pair.cuda.apply_rest(device_rest, 0)
+    pair = Pair(Adam(), PenaltyTerms(), 3, dtype, average=False, sparse=False)
+    g = random(len(pair.host["w"]), dtype=dtype)
+    norm = np.sqrt((g.astype(float) ** 2).sum())
+    pair.cpu.apply(g * np.dtype(dtype).type(min(1.0, bound / norm)), 0)
+    device_g = on_device(g)
+    cuda.clip_norm(pair.cuda, [device_g], bound)
+    pair.cuda.apply(device_g, 0)
     pair.compare(ORDER[dtype])
+
+
+@DTYPES
+def test_norm_of_the_touched_gradient(dtype):
+    delta = random(64, 3, dtype=dtype)
+    X = sparse_matrix(dtype)
+    rows, device_rows, first = batch_of(listed=True)
+    norms = []
+    for device, copy, taken in ((cpu, np.array, rows), (cuda, on_device, device_rows)):
+        touched = device.Touched(device.Matrix(X))
+        touched.sort(taken, first, 64)
+        norms.append(touched.squared_norm(copy(delta)))
+    np.testing.assert_allclose(*norms, rtol=1e-5 if dtype == "float32" else 1e-12)
 
 
 # Passes of the network.
@@ -318,11 +339,11 @@ def test_sparse_products(index, listed, width, dtype):
     cuda.csr_matmul(device, device_rows, first, on_device(w), actual)
     assert_near(actual, expected, ORDER[dtype])
     expected = np.zeros((150, width), dtype)
-    cpu.csr_gradient(host, rows, first, None, delta, expected)
+    cpu.csr_gradient(host, rows, first, delta, expected)
     runs = []
     for _ in range(2):
         actual = on_device(np.zeros_like(expected))
-        cuda.csr_gradient(device, device_rows, first, None, on_device(delta), actual)
+        cuda.csr_gradient(device, device_rows, first, on_device(delta), actual)
         assert_near(actual, expected, ORDER[dtype])
         runs.append(actual.get())
     np.testing.assert_array_equal(*runs)
@@ -337,17 +358,13 @@ def test_gradient_of_the_touched_columns(listed, width, dtype):
     rows, device_rows, first = batch_of(listed)
     delta = random(64, width, dtype=dtype)
     full = np.zeros((150, width), dtype)
-    cpu.csr_gradient(host, rows, first, None, delta, full)
+    cpu.csr_gradient(host, rows, first, delta, full)
     taken = X[rows] if listed else X[first : first + 64]
-    touched = np.unique(taken.indices)
-    position = on_device(np.full(150, -1, np.int32))
-    columns = cuda.empty(150, np.int64)
-    n_touched = cuda.touched_columns(device, device_rows, first, 64, position, columns)
-    np.testing.assert_array_equal(columns[:n_touched].get(), touched)
-    np.testing.assert_array_equal(position.get()[touched], np.arange(n_touched))
-    g = on_device(np.zeros((n_touched, width), dtype))
-    cuda.csr_gradient(device, device_rows, first, position, on_device(delta), g)
-    assert_near(g, full[touched], ORDER[dtype])
+    columns = np.unique(taken.indices)
+    touched = cuda.Touched(device)
+    touched.sort(device_rows, first, 64)
+    np.testing.assert_array_equal(touched.columns.get(), columns)
+    assert_near(touched.gradient(on_device(delta)), full[columns], ORDER[dtype])
 
 
 def test_unordered_and_repeated_entries_count_as_on_the_cpu():

@@ -23,7 +23,7 @@ from sklearn.metrics import hinge_loss, log_loss, mean_pinball_loss, mean_poisso
 
 from skoptim import SGDClassifier, SGDRegressor, losses
 from skoptim._devices import cpu
-from skoptim._network import Batch, Dataset, Network
+from skoptim._network import Batch, Dataset, FirstLayer, Network
 from skoptim._training import Trainer
 from skoptim.activations import ACTIVATIONS, get_activation
 from skoptim.losses import (
@@ -40,6 +40,9 @@ from skoptim.losses import (
     SquaredError,
     SquaredHinge,
 )
+from skoptim.optimizers import SGD, OptimizerState
+from skoptim.optimizers._base import bind_updater
+from skoptim.penalties import PenaltyTerms
 
 # --- The reference --------------------------------------------------------------------------------
 
@@ -274,26 +277,44 @@ def test_gradient_of_touched_columns_is_the_rest_of_a_zero_gradient(hidden):
     batch = Batch(2, rows)
     expected_loss, expected = problem.compiled(batch)
     network, X = problem.network, problem.data.X
-    position = np.full(problem.n_features, -1, dtype=np.int32)
-    columns = np.empty(problem.n_features, dtype=np.int64)
-    n_touched = cpu.touched_columns(X, rows, 0, 2, position, columns)
-    columns = columns[:n_touched]
-    assert set(columns) == set(np.flatnonzero(problem.X[rows].any(axis=0)))
+    touched = cpu.Touched(X)
+    touched.sort(rows, 0, 2)
+    coefs = problem.flat.copy()
+    rates = SGD(1.0).prepare(OptimizerState(), 1, PenaltyTerms()).rows()
+    updater = bind_updater(
+        SGD(1.0),
+        cpu,
+        coefs,
+        {},
+        None,
+        rows=rates,
+        n_penalised=network.n_coefficients,
+        n_columns=network.layer_sizes[0],
+        width=network.layer_sizes[1],
+        sparse=True,
+    )
+    first_layer = FirstLayer(updater, touched, 0)
     flat = np.zeros_like(problem.flat)
     gradient = network.views(flat)
-    gradient.coefs[0] = np.zeros((n_touched, network.layer_sizes[1]))
     loss = network.loss_and_gradient(
-        problem.data, batch, network.views(problem.flat), gradient, 0.5, position=position
+        problem.data, batch, network.views(coefs), gradient, 0.5, first_layer=first_layer
     )
-    assert loss == expected_loss
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-14)
+    of_first_layer = expected[: network.first_layer_size]
+    np.testing.assert_allclose(first_layer.squared_norm, of_first_layer @ of_first_layer)
     np.testing.assert_allclose(
-        network.views(expected).coefs[0][columns], gradient.coefs[0], rtol=1e-13
+        flat[network.first_layer_size :], expected[network.first_layer_size :], rtol=1e-13
     )
-    untouched = np.setdiff1d(np.arange(problem.n_features), columns)
-    assert not network.views(expected).coefs[0][untouched].any()
-    np.testing.assert_array_equal(
-        flat[network.first_layer_size :], expected[network.first_layer_size :]
+    assert not flat[: network.first_layer_size].any()
+    # A step of SGD with the rate 1 shows the gradient.
+    first_layer.apply(0.5)
+    steps = problem.flat - coefs
+    np.testing.assert_allclose(
+        steps[: network.first_layer_size], 0.5 * of_first_layer, rtol=1e-9, atol=1e-15
     )
+    untouched = np.setdiff1d(np.arange(problem.n_features), problem.X[rows].any(axis=0).nonzero())
+    first = slice(network.first_layer_size)
+    assert not steps[first].reshape(network.shapes[0])[untouched].any()
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])

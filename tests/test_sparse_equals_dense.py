@@ -5,14 +5,13 @@ The tolerances are those that the project promises: relative to the largest coef
 float64 and 1e-4 in float32.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optimizer_table import ELEMENTWISE, FULL_BATCH, OPTIMIZERS
+from oracle import touched_alone
 from sklearn.base import clone
 
 from skoptim import MLPClassifier, MLPRegressor, SGDClassifier, SGDRegressor
@@ -646,7 +645,7 @@ class Twins:
         w = (rng.standard_normal(n) * rng.choice([0, 1e-3, 1], n)).astype(dtype)
         if terms.is_constrained:
             w = np.clip(w, terms.lower, terms.upper).astype(dtype)
-        self.n_columns, self.width = n_columns, width
+        self.n_columns, self.width, self.n_steps = n_columns, width, n_steps
         self.terms, self.size = terms, abs(w).max()
         self.arrays = []
         rows = rows_of(optimizer, n_steps, terms, average, dtype, first_step)
@@ -680,11 +679,16 @@ class Twins:
         dense, sparse = self.updaters
         full = np.zeros((self.n_columns, self.width), dtype=g.dtype)
         full[touched] = g
-        sparse.pay(touched, number)
-        expected, actual = (own["w"].reshape(self.n_columns, -1)[touched] for own in self.arrays)
+        batch = touched_alone(cpu, touched, self.n_columns, g.dtype)
+        actual, expected = np.empty_like(g), self.arrays[0]["w"].reshape(full.shape)[touched]
+        sparse.multiply_touched(batch.native, number, actual)
         dense.apply(full.ravel(), number)
-        sparse.apply_columns(touched, g, number)
+        sparse.apply_touched(batch.native, g, 1.0, number)
         return actual, expected
+
+    def settle(self):
+        """Pay all debts."""
+        self.updaters[1].settle(self.n_steps)
 
     def assert_equal(self, rtol):
         """Assert equality up to rounding, which is as large as the parameters once were."""
@@ -721,7 +725,7 @@ def test_paying_equals_dense_steps(optimizer, terms):
     @settings(max_examples=8, deadline=None, derandomize=True, database=None)
     @given(
         st.integers(1, 5),
-        st.integers(1, 3),
+        st.sampled_from([1, 2, 3, 8, 21, 70]),  # From 8 on they are paid in vectors.
         st.integers(1, 100),
         st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0]),
         st.integers(0, 2**16),
@@ -741,27 +745,28 @@ def test_paying_equals_dense_steps(optimizer, terms):
             g[rng.random(g.shape) < 0.2] = 0
             actual, expected = twins.step(number, touched, g)
             np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12 * twins.size)
-        twins.updaters[1].flush()
+        twins.settle()
         twins.assert_equal(1e-9)
 
     check()
 
 
+@pytest.mark.parametrize("copies", [1, 9], ids=["narrow", "wide"])
 @pytest.mark.parametrize("n_idle", [1, 10, 3000])
 @parametrize(TERMS, "terms")
 @parametrize(ELEMENTWISE)
-def test_a_constant_gradient_and_then_rest(optimizer, terms, n_idle):
+def test_a_constant_gradient_and_then_rest(optimizer, terms, n_idle, copies):
     """A constant gradient is where the variance of centred RMSprop vanishes."""
     if terms.group_l1 and not honours(optimizer, GroupL1()):
         return
     n_steps = 40 + n_idle
-    twins = Twins(optimizer, 2, 2, terms, n_steps, 0.0, np.float64, 0, 0)
-    g = np.array([[0.015, -0.5], [-0.04, 1.0]])
+    twins = Twins(optimizer, 2, 2 * copies, terms, n_steps, 0.0, np.float64, 0, 0)
+    g = np.tile([[0.015, -0.5], [-0.04, 1.0]], copies)
     for number in range(40):
         twins.step(number, np.array([0, 1]), g)
     for number in range(40, n_steps):
         twins.step(number, np.empty(0, dtype=np.int64), g[:0])
-    twins.updaters[1].flush()
+    twins.settle()
     twins.assert_equal(1e-9)
 
 
@@ -778,19 +783,22 @@ def test_a_weight_that_l1_holds_at_zero_is_set_free_by_centred_rmsprop(momentum,
         twins.step(number, np.array([0]), size * np.array([[1.0, -0.9]]))
     for number in range(1000, n_steps):
         twins.step(number, np.empty(0, dtype=np.int64), np.empty((0, 2)))
-    twins.updaters[1].flush()
+    twins.settle()
     twins.assert_equal(1e-9)
 
 
+@pytest.mark.parametrize("terms", [PenaltyTerms(l1=1e-3), PenaltyTerms(l2=1e-2)], ids=["l1", "l2"])
+@pytest.mark.parametrize("width", [2, 50])
 @parametrize(ELEMENTWISE)
-def test_float32_kernels(optimizer):
+def test_float32_kernels(optimizer, width, terms):
     """The same steps in another order of operations: some units in the last place a step."""
     rng = np.random.default_rng(0)
-    twins = Twins(optimizer, 6, 2, PenaltyTerms(l1=1e-3), 200, 0.0, np.float32, 0, 0)
+    twins = Twins(optimizer, 6, width, terms, 200, 0.0, np.float32, 0, 0)
     for number in range(200):
         touched = np.flatnonzero(rng.random(6) < 0.1)
-        twins.step(number, touched, rng.standard_normal((len(touched), 2)).astype(np.float32))
-    twins.updaters[1].flush()
+        g = rng.standard_normal((len(touched), width)).astype(np.float32)
+        twins.step(number, touched, g)
+    twins.settle()
     for name, expected in twins.arrays[0].items():
         np.testing.assert_allclose(
             twins.arrays[1][name], expected, rtol=0, atol=1e-5 * abs(expected).max(), err_msg=name
@@ -823,10 +831,10 @@ def test_csr_equals_dense_when_all_columns_are_stepped(optimizer, penalty, task,
     assert_same_model(*fit_both(estimator, X, make_target(X, kind)), 1e-9)
 
 
-def owing_pays(optimizer, terms, touched, n_columns=100_000):
+def owing_pays(optimizer, terms, touched, n_columns=100_000, width=1):
     state = optimizer.init(np.zeros(1))
     rows = optimizer.prepare(state, 10, terms).rows()
-    return cpu.owing_pays(optimizer.rule, rows, touched, n_columns)
+    return cpu.owing_pays(optimizer.rule, rows, touched, n_columns, width)
 
 
 def test_debts_are_made_only_where_they_are_cheaper():
@@ -842,3 +850,6 @@ def test_debts_are_made_only_where_they_are_cheaper():
     # Adam's momentum fades within some 400 steps.
     assert owing_pays(Adam(0.01), PenaltyTerms(), 10)
     assert not owing_pays(Adam(0.01), PenaltyTerms(), 100)
+    # But it is vectorised where a column has many coefficients.
+    assert owing_pays(Adam(0.01), l2, 10_000, width=100)
+    assert not owing_pays(Adam(0.01), l2, 50_000, width=100)

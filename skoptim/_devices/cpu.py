@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from threadpoolctl import threadpool_info
 
 from skoptim._native import core
 
@@ -105,13 +106,28 @@ def make_updater(
     sparse: bool = False,
     unit: np.ndarray | None = None,
 ) -> Any:
-    """Bind a compiled rule to flat parameters and to a block of prepared scalars."""
+    """Bind a compiled rule to flat parameters and to a block of prepared scalars.
+
+    With `sparse`, steps of columns that a batch does not touch are owed; see the calls of
+    `cuda.Updater`, which are the same.
+    """
     kind = getattr(core, "Updater" + SUFFIX[w.dtype])
     rows = np.ascontiguousarray(rows, dtype=w.dtype)
-    return kind(rule, w, slots, average, rows, n_columns, width, n_penalised, sparse, unit)
+    n_threads = thread_limit() if sparse else 1
+    return kind(
+        rule, w, slots, average, rows, n_columns, width, n_penalised, sparse, unit, n_threads
+    )
 
 
-def owing_pays(rule: str, rows: np.ndarray, touched_columns: float, n_columns: int) -> bool:
+def thread_limit() -> int:
+    """Return how many threads to use at most: as many as BLAS, whose limits users know to set."""
+    limits = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return min(limits, default=1)
+
+
+def owing_pays(
+    rule: str, rows: np.ndarray, touched_columns: float, n_columns: int, width: int
+) -> bool:
     """Whether owing idle steps to the columns that a batch does not touch is cheaper.
 
     Parameters
@@ -123,8 +139,10 @@ def owing_pays(rule: str, rows: np.ndarray, touched_columns: float, n_columns: i
         How many columns a batch touches.
     n_columns : int
         How many there are.
+    width : int
+        Coefficients of a column.
     """
-    return core.owing_pays(rule, np.ascontiguousarray(rows), touched_columns, n_columns)
+    return core.owing_pays(rule, np.ascontiguousarray(rows), touched_columns, n_columns, width)
 
 
 def observe(X: Matrix, rows: Any, n: int, unit: np.ndarray) -> float:
@@ -150,18 +168,31 @@ def csr_matmul(X: Matrix, rows: Any, first: int, w: np.ndarray, out: np.ndarray)
     core.csr_matmul(X.native, rows, first, w, out)
 
 
-def csr_gradient(
-    X: Matrix, rows: Any, first: int, position: Any, delta: np.ndarray, g: np.ndarray
-) -> None:
-    """G += X[rows].T @ delta, restricted to the columns placed by `position` unless it is None."""
-    core.csr_gradient(X.native, rows, first, position, delta, g)
+def csr_gradient(X: Matrix, rows: Any, first: int, delta: np.ndarray, g: np.ndarray) -> None:
+    """G += X[rows].T @ delta."""
+    core.csr_gradient(X.native, rows, first, delta, g)
 
 
-def touched_columns(
-    X: Matrix, rows: Any, first: int, n: int, position: np.ndarray, columns: np.ndarray
-) -> int:
-    """List the columns stored in the batch; returns their number."""
-    return core.touch(X.native, rows, first, n, position, columns)
+class Touched:
+    """The stored entries of a batch by columns; updaters multiply and step these columns alone.
+
+    Parameters
+    ----------
+    X : Matrix
+        Sparse.
+    """
+
+    def __init__(self, X: Matrix):
+        self.X = X
+        self.native = getattr(core, "Touched" + SUFFIX[X.dtype])()
+
+    def sort(self, rows: Any, first: int, n: int) -> None:
+        """Take X[rows], or X[first:first + n] when `rows` is None."""
+        self.native.sort(self.X.native, rows, first, n)
+
+    def squared_norm(self, delta: np.ndarray) -> float:
+        """Return the squared norm of the batch's X.T @ delta."""
+        return self.native.squared_norm(delta)
 
 
 def loss_gradient(

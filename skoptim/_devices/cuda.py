@@ -357,8 +357,18 @@ class Updater:
         """Take a step of all but the first layer."""
         self._apply_from(self._n_columns * self._width, g, step)
 
-    def apply_columns(self, columns: Any, g: Any, step: int) -> None:
-        """Take a step of the given columns of the first layer, gradients (n, width)."""
+    def multiply_touched(self, touched: Touched, step: int, z: Any) -> None:
+        """Pay the touched columns the steps before `step`, and write X W of the batch to z."""
+        self._pay(touched.columns, len(touched.columns), step)
+        w = self._parameters["w"][: self._n_columns * self._width]
+        csr_matmul(touched.X, touched.rows, touched.first, w.reshape(-1, self._width), z)
+
+    def apply_touched(self, touched: Touched, delta: Any, factor: float, step: int) -> None:
+        """Take a step of the touched columns, with `factor` times the gradient X.T @ delta."""
+        g = touched.gradient(delta)
+        if factor != 1:
+            g *= factor
+        columns = touched.columns
         _launch(
             "apply_columns",
             self._template,
@@ -375,13 +385,9 @@ class Updater:
             tile_size=self._tile_size,
         )
 
-    def pay(self, columns: Any, step: int) -> None:
-        """Pay the given columns the steps that they missed before `step`."""
-        self._pay(columns, len(columns), step)
-
-    def flush(self) -> None:
-        """Pay all columns all steps of the block."""
-        self._pay(None, self._n_columns, len(self._rows))
+    def settle(self, step: int) -> None:
+        """Pay all columns the steps before `step`."""
+        self._pay(None, self._n_columns, step)
 
     @property
     def _tile_size(self) -> int:
@@ -475,7 +481,9 @@ def make_updater(
     return Updater(rule, w, slots, average, rows, n_columns, width, n_penalised, sparse, unit)
 
 
-def owing_pays(rule: str, rows: np.ndarray, touched_columns: float, n_columns: int) -> bool:
+def owing_pays(
+    rule: str, rows: np.ndarray, touched_columns: float, n_columns: int, width: int
+) -> bool:
     """Whether to step the touched columns only, rather than all; not measured on a device yet.
 
     Steps that are replayed cost arithmetic, those of all columns memory traffic.
@@ -593,14 +601,18 @@ def csr_matmul(X: Matrix, rows: Any, first: int, w: Any, out: Any) -> None:
     )
 
 
-def csr_gradient(X: Matrix, rows: Any, first: int, position: Any, delta: Any, g: Any) -> None:
-    """Add X[rows].T @ delta to g, whose rows are placed by `position` (None: are all columns)."""
-    n, width = delta.shape
-    entries = X.entries(rows, first, n)
-    n_runs = len(entries.columns)
+def csr_gradient(X: Matrix, rows: Any, first: int, delta: Any, g: Any) -> None:
+    """Add X[rows].T @ delta to g."""
+    entries = X.entries(rows, first, len(delta))
+    _csr_gradient(X.dtype, entries, None, delta, g)
+
+
+def _csr_gradient(dtype: Any, entries: _Entries, position: Any, delta: Any, g: Any) -> None:
+    """Add the gradient to the rows of g that `position` gives the columns (None: all are there)."""
+    width, n_runs = delta.shape[1], len(entries.columns)
     _launch(
         "csr_gradient",
-        (X.dtype.name,),
+        (dtype.name,),
         n_runs * _WARP_SIZE,
         keys=entries.keys,
         batch_rows=entries.batch_rows,
@@ -616,20 +628,48 @@ def csr_gradient(X: Matrix, rows: Any, first: int, position: Any, delta: Any, g:
     )
 
 
-def touched_columns(X: Matrix, rows: Any, first: int, n: int, position: Any, columns: Any) -> int:
-    """List the columns stored in the batch, in ascending order; returns their number."""
-    touched = X.entries(rows, first, n).columns
-    n_touched = len(touched)
-    _launch(
-        "place_columns",
-        (),
-        n_touched,
-        touched=touched,
-        n=n_touched,
-        position=position,
-        columns=columns,
-    )
-    return n_touched
+class Touched:
+    """The stored entries of a batch by columns; updaters multiply and step these columns alone.
+
+    Parameters
+    ----------
+    X : Matrix
+        Sparse.
+    """
+
+    def __init__(self, X: Matrix):
+        self.X, self.native = X, self
+        self._position = _cupy().empty(X.shape[1], dtype=np.int32)
+
+    def sort(self, rows: Any, first: int, n: int) -> None:
+        """Take X[rows], or X[first:first + n] when `rows` is None."""
+        self.rows, self.first = rows, first
+        self._entries = self.X.entries(rows, first, n)
+        n_touched = len(self._entries.columns)
+        self.columns = empty(n_touched, np.int64)
+        # Places of columns that this batch does not touch are left over, and not looked at.
+        _launch(
+            "place_columns",
+            (),
+            n_touched,
+            touched=self._entries.columns,
+            n=n_touched,
+            position=self._position,
+            columns=self.columns,
+        )
+        self._gradient: tuple[Any, Any] | None = None
+
+    def gradient(self, delta: Any) -> Any:
+        """Return the batch's X.T @ delta, a row for each touched column."""
+        if self._gradient is None or self._gradient[0] is not delta:
+            g = _cupy().zeros((len(self.columns), delta.shape[1]), dtype=delta.dtype)
+            _csr_gradient(self.X.dtype, self._entries, self._position, delta, g)
+            self._gradient = delta, g
+        return self._gradient[1]
+
+    def squared_norm(self, delta: Any) -> float:
+        """Return the squared norm of the batch's X.T @ delta; this waits for the device."""
+        return squared_norm(self.gradient(delta))
 
 
 def activation_forward(name: str, z: Any, bias: Any, a: Any) -> None:

@@ -2,8 +2,32 @@
 // SKOPTIM_ARCH naming it; cpu_module.cpp chooses among the tables when the module is imported.
 #include "cpu_linear.hpp"
 #include "cpu_table.hpp"
+#include "cpu_touched.hpp"
 
 SKOPTIM_BEGIN
+
+template <class Rule, class T>
+constexpr RuleKernels<T> rule_kernels(const char* name, const char* cpp_type) {
+  return {RuleInfo{name, cpp_type, Rule::n_slots, Rule::n_scalars, n_common + Rule::n_scalars, Rule::uniform,
+                   Rule::slots, Rule::scalars},
+          RuleDriver<Rule, T>::apply,
+          RuleDriver<Rule, T>::pay_columns,
+          TouchedDriver<Rule, T>::multiply,
+          TouchedDriver<Rule, T>::apply,
+          running_sums<Rule, T>,
+          Fading<Rule>::holds ? n_fading_factors : 0,
+          FadingReplay<Rule, T>::fill,
+          steps_to_replay<Rule, T>,
+          make_table<Rule, T>};
+}
+
+#define SKOPTIM_RULE_ENTRY(NAME, ...) rule_kernels<__VA_ARGS__, T>(NAME, #__VA_ARGS__),
+
+template <class T>
+struct RuleList {
+  static constexpr RuleKernels<T> entries[] = {SKOPTIM_RULES(SKOPTIM_RULE_ENTRY)};
+  static constexpr int size = sizeof(entries) / sizeof(entries[0]);
+};
 
 template <class T>
 const Kernels<T>& kernels() {
@@ -11,8 +35,8 @@ const Kernels<T>& kernels() {
       RuleList<T>::entries, RuleList<T>::size,
       LossList<T>::entries, LossList<T>::size,
       ActivationList<T>::entries, ActivationList<T>::size,
-      train_flat<T>, observe<T>, gather_rows<T>, csr_matmul<T>, touch<T>, csr_gradient<T>, dropout<T>,
-      column_sums<T>, dot<T>, prox_flat<T>, prox_groups<T>};
+      train_flat<T>, observe<T>, gather_rows<T>, csr_matmul<T>, csr_gradient<T>, sort_by_column<T>,
+      touched_squared_norm<T>, dropout<T>, column_sums<T>, dot<T>, prox_flat<T>, prox_groups<T>};
   return table;
 }
 

@@ -40,8 +40,7 @@ class FlatTrainer {
                           task_.loss_parameter, T(1) / T(n), scratch_.derivatives);
     column_sums(scratch_.derivatives, n, width_, scratch_.bias_gradient);
     if (sparse())
-      csr_gradient<T>(task_.x, rows, 0, n, nullptr, scratch_.derivatives, width_, scratch_.gradients,
-                      task_.x.n_columns);
+      csr_gradient(task_.x, rows, 0, n, scratch_.derivatives, width_, scratch_.gradients);
     else
       dense_gradient(rows, n);
     clip_norm();

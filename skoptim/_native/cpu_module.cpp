@@ -13,6 +13,8 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <system_error>
+#include <thread>
 #include <vector>
 
 #include "kernels.hpp"
@@ -280,6 +282,50 @@ class LinearData {
   std::optional<Input<T>> weights_;
 };
 
+// A pass over fewer numbers is done before another thread has started.
+constexpr int64_t worth_a_thread = 1 << 17;
+
+// Calls visit(begin, end) with about equal parts of 0..n, each in a thread of its own; the threads last as
+// long as the call, so that nothing is left over in a forked process.
+template <class Visit>
+void each_thread(int64_t n_threads, int64_t n, Visit visit) {
+  constexpr int64_t line = 16;  // Parts begin where vectors and cache lines do.
+  const int64_t size = std::max((n / n_threads + line - 1) / line * line, line);
+  std::vector<std::thread> threads;
+  for (int64_t begin = size; begin < n; begin += size) {
+    const int64_t end = std::min(n, begin + size);
+    try {
+      threads.emplace_back(visit, begin, end);
+    } catch (const std::system_error&) {
+      visit(begin, end);  // There are no more threads to be had.
+    }
+  }
+  visit(0, std::min(n, size));
+  for (std::thread& thread : threads) thread.join();
+}
+
+// A batch of CSR rows sorted by columns, in memory that is used again.
+template <class T>
+struct TouchedObject {
+  Touched<T> view;
+
+  void sort(const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n) {
+    x.check_batch(rows, first, n);
+    require(x.view.indices, "x: must be sparse");
+    require(n < std::numeric_limits<int32_t>::max(), "n: too many rows in a batch");
+    nb::gil_scoped_release unlocked;
+    kernels<T>().sort_by_column(x.view, x.pointer(rows), first, n, view);
+  }
+
+  double squared_norm(Input2d<T> delta) {
+    require(int64_t(delta.shape(0)) == view.n_rows, "delta: one row for each row of the batch");
+    std::vector<T> g(delta.shape(1));
+    nb::gil_scoped_release unlocked;
+    return kernels<T>().touched_squared_norm(view, delta.shape(1), delta.data(), g.data());
+  }
+};
+
+
 // A rule bound to flat parameters and to one block of prepared scalars. The first
 // n_columns * width parameters are the first layer, n_columns runs of `width`; the first
 // n_penalised are coefficients; the rest are intercepts.
@@ -288,13 +334,14 @@ class Updater {
  public:
   Updater(const std::string& rule, Vector<T> w, std::vector<Vector<T>> slots,
           std::optional<Vector<double>> average, Input2d<T> rows, int64_t n_columns, int64_t width,
-          int64_t n_penalised, bool sparse, std::optional<Input<T>> unit)
+          int64_t n_penalised, bool sparse, std::optional<Input<T>> unit, int64_t n_threads)
       : rule_(find_rule<T>(rule)), kernels_(kernels<T>()), size_(w.shape(0)), n_columns_(n_columns),
-        width_(width), n_penalised_(n_penalised), w_(w), slots_(slots), average_(average), rows_(rows), unit_(unit) {
+        width_(width), n_penalised_(n_penalised), n_threads_(n_threads), w_(w), slots_(slots), average_(average), rows_(rows), unit_(unit) {
     require(int(slots.size()) == rule_.info.n_slots, "slots: as many arrays as the rule has slots");
     require(n_penalised >= 0 && n_penalised <= size_, "n_penalised: more parameters than w has");
     require(n_columns >= 0 && width >= 0 && (width == 0 || n_columns <= n_penalised / width),
             "n_columns, width: more coefficients than are penalised");
+    require(n_threads >= 1, "n_threads: at least 1");
     parameters_.w = w.data();
     for (size_t j = 0; j < slots.size(); ++j) {
       require(int64_t(slots[j].shape(0)) == size_, "slots: each must have the length of w");
@@ -329,28 +376,38 @@ class Updater {
     apply_from(n_columns_ * width_, g.data(), step);
   }
 
-  void apply_columns(Input<int64_t> columns, Input2d<T> g, int64_t step) {
-    const int64_t n = columns.shape(0);
-    require(int64_t(g.shape(0)) >= n && int64_t(g.shape(1)) == width_, "g: one row for each column");
-    require(!paid_.empty() || n == 0, "apply_columns: this updater keeps no ledger");
+  // Pays the touched columns the steps before this one, and writes X W to z.
+  void multiply_touched(const TouchedObject<T>& touched, int64_t step, Output2d<T> z) {
+    check_touched(touched, z.shape(0), z.shape(1), step);
     nb::gil_scoped_release unlocked;
-    check_range(columns.data(), n, n_columns_, "columns: column number out of range");
-    rule_.apply_columns(parameters_, columns.data(), n, width_, g.data(), row(step));
-    for (int64_t j = 0; j < n; ++j) paid_[columns.data()[j]] = int32_t(step + 1);
+    const Touched<T>& view = touched.view;
+    each_thread(threads_for(view), width_, [&](int64_t begin, int64_t end) {
+      rule_.multiply_touched(parameters_, view, {width_, begin, end}, block_, paid_.data(), step, z.data());
+    });
+    for (const int64_t column : view.columns) paid_[column] = int32_t(step);
   }
 
-  void pay(Input<int64_t> columns, int64_t step) {
-    require(!paid_.empty() || columns.shape(0) == 0, "pay: this updater keeps no ledger");
+  // One step of the touched columns with gradient factor * X' delta.
+  void apply_touched(const TouchedObject<T>& touched, Input2d<T> delta, double factor, int64_t step) {
+    check_touched(touched, delta.shape(0), delta.shape(1), step);
+    nb::gil_scoped_release unlocked;
+    const Touched<T>& view = touched.view;
+    gradient_.resize(width_);
+    each_thread(threads_for(view), width_, [&](int64_t begin, int64_t end) {
+      rule_.apply_touched(parameters_, view, {width_, begin, end}, delta.data(), T(factor), row(step),
+                          gradient_.data() + begin);
+    });
+    for (const int64_t column : view.columns) paid_[column] = int32_t(step + 1);
+  }
+
+  // Pays all columns the steps before this one.
+  void settle(int64_t step) {
+    require(!paid_.empty() || n_columns_ == 0, "settle: this updater keeps no ledger");
     require(step >= 0 && step <= block_.n_steps, "step: outside the block of prepared scalars");
     nb::gil_scoped_release unlocked;
-    check_range(columns.data(), columns.shape(0), n_columns_, "columns: column number out of range");
-    rule_.pay_columns(parameters_, columns.data(), columns.shape(0), width_, block_, paid_.data(), step);
-  }
-
-  void flush() {
-    require(!paid_.empty() || n_columns_ == 0, "flush: this updater keeps no ledger");
-    nb::gil_scoped_release unlocked;
-    rule_.pay_columns(parameters_, nullptr, n_columns_, width_, block_, paid_.data(), block_.n_steps);
+    each_thread(n_columns_ * width_ < worth_a_thread ? 1 : n_threads_, n_columns_, [&](int64_t begin, int64_t end) {
+      rule_.pay_columns(parameters_, begin, end, width_, block_, paid_.data(), step);
+    });
   }
 
   // Steps of a linear model that visit all columns, in one call; returns the sum of the losses.
@@ -375,6 +432,19 @@ class Updater {
     return block_.rows + step * block_.width;
   }
 
+  // Groups are shrunk as a whole.
+  int64_t threads_for(const Touched<T>& touched) const {
+    const bool worth = int64_t(touched.columns.size()) * width_ >= worth_a_thread;
+    return worth && !(block_.rows[3] > T(0)) ? n_threads_ : 1;
+  }
+
+  void check_touched(const TouchedObject<T>& touched, size_t n_rows, size_t width, int64_t step) const {
+    require(!paid_.empty() || touched.view.columns.empty(), "touched: this updater keeps no ledger");
+    require(touched.view.n_columns == n_columns_, "touched: of another matrix");
+    require(int64_t(n_rows) == touched.view.n_rows && int64_t(width) == width_, "touched: rows of the batch, width of w");
+    require(step >= 0 && step < block_.n_steps, "step: outside the block of prepared scalars");
+  }
+
   void apply_from(int64_t begin, const T* g, int64_t step) const {
     const T* scalars = row(step);
     const int64_t first_layer = n_columns_ * width_;
@@ -397,6 +467,11 @@ class Updater {
     block_.closed_idle = rule_.running_sums(block_.rows, 0, block_.n_steps, block_.width, block_.averaging,
                                            decay_.data(), threshold_.data(), averaged_.data(),
                                             highest_rate_.data());
+    if (rule_.n_factors > 0) {
+      factors_.resize(block_.n_steps * rule_.n_factors);
+      rule_.fill_factors(block_.rows, 0, block_.n_steps, block_.width, factors_.data());
+      block_.factors = factors_.data();
+    }
     block_.decay = decay_.data();
     block_.threshold = threshold_.data();
     block_.averaged = averaged_.data();
@@ -405,7 +480,7 @@ class Updater {
 
   const RuleKernels<T>& rule_;
   const Kernels<T>& kernels_;
-  int64_t size_, n_columns_, width_, n_penalised_;
+  int64_t size_, n_columns_, width_, n_penalised_, n_threads_;
   Vector<T> w_;
   std::vector<Vector<T>> slots_;
   std::optional<Vector<double>> average_;
@@ -414,6 +489,7 @@ class Updater {
   Parameters<T> parameters_{};
   Block<T> block_{};
   std::vector<int32_t> paid_;
+  std::vector<T> factors_, gradient_;
   std::vector<double> decay_, threshold_, averaged_, highest_rate_;
 };
 
@@ -532,14 +608,14 @@ void bind(nb::module_& m, const char* suffix) {
       .def(nb::init<Input2d<T>>(), "values"_a.noconvert());
   nb::class_<Updater<T>>(m, ("Updater" + s).c_str())
       .def(nb::init<const std::string&, Vector<T>, std::vector<Vector<T>>, std::optional<Vector<double>>,
-                    Input2d<T>, int64_t, int64_t, int64_t, bool, std::optional<Input<T>>>(),
+                    Input2d<T>, int64_t, int64_t, int64_t, bool, std::optional<Input<T>>, int64_t>(),
            "rule"_a, "w"_a.noconvert(), "slots"_a.noconvert(), "average"_a.noconvert().none(), "rows"_a.noconvert(),
-           "n_columns"_a, "width"_a, "n_penalised"_a, "sparse"_a, "unit"_a.noconvert().none())
+           "n_columns"_a, "width"_a, "n_penalised"_a, "sparse"_a, "unit"_a.noconvert().none(), "n_threads"_a)
       .def("apply", &Updater<T>::apply, "g"_a.noconvert(), "step"_a)
       .def("apply_rest", &Updater<T>::apply_rest, "g"_a.noconvert(), "step"_a)
-      .def("apply_columns", &Updater<T>::apply_columns, "columns"_a, "g"_a.noconvert(), "step"_a)
-      .def("pay", &Updater<T>::pay, "columns"_a, "step"_a)
-      .def("flush", &Updater<T>::flush)
+      .def("multiply_touched", &Updater<T>::multiply_touched, "touched"_a, "step"_a, "z"_a.noconvert())
+      .def("apply_touched", &Updater<T>::apply_touched, "touched"_a, "delta"_a.noconvert(), "factor"_a, "step"_a)
+      .def("settle", &Updater<T>::settle, "step"_a)
       .def("train_linear", &Updater<T>::train_linear, "data"_a, "order"_a, "scalars"_a, "batch_size"_a);
   nb::class_<ScalarsObject<T>>(m, ("Scalars" + s).c_str())
       .def(nb::init<int64_t, Input<T>, Input<int64_t>, Input2d<T>>(), "n_steps"_a, "row"_a.noconvert(),
@@ -586,29 +662,19 @@ void bind(nb::module_& m, const char* suffix) {
                                   out.data());
         },
         "x"_a, "rows"_a.none(), "first"_a, "w"_a.noconvert(), "out"_a.noconvert(), Unlocked());
-  m.def("touch",
-        [](const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n,
-           Vector<int32_t> position, Vector<int64_t> columns) {
-          x.check_batch(rows, first, n);
-          require(int64_t(position.shape(0)) == x.view.n_columns, "position: one entry per column");
-          require(int64_t(columns.shape(0)) >= std::min(x.view.n_columns, n * x.longest_row),
-                  "columns: too short");
-          return kernels<T>().touch(x.view, x.pointer(rows), first, n, position.data(), columns.data());
-        },
-        "x"_a, "rows"_a.none(), "first"_a, "n"_a, "position"_a.noconvert(), "columns"_a.noconvert(), Unlocked());
+  nb::class_<TouchedObject<T>>(m, ("Touched" + s).c_str())
+      .def(nb::init<>())
+      .def("sort", &TouchedObject<T>::sort, "x"_a, "rows"_a.none(), "first"_a, "n"_a)
+      .def("squared_norm", &TouchedObject<T>::squared_norm, "delta"_a.noconvert());
   m.def("csr_gradient",
-        [](const MatrixObject<T>& x, const Rows& rows, int64_t first,
-           const std::optional<Vector<int32_t>>& position, Input2d<T> delta, Output2d<T> g) {
+        [](const MatrixObject<T>& x, const Rows& rows, int64_t first, Input2d<T> delta, Output2d<T> g) {
           x.check_batch(rows, first, delta.shape(0));
           require(g.shape(1) == delta.shape(1), "g: wrong shape");
-          require(position || int64_t(g.shape(0)) == x.view.n_columns, "g: one row per column");
-          require(!position || int64_t(position->shape(0)) == x.view.n_columns,
-                  "position: one entry per column");
-          kernels<T>().csr_gradient(x.view, x.pointer(rows), first, delta.shape(0),
-                                    position ? position->data() : nullptr, delta.data(),
-                                    delta.shape(1), g.data(), g.shape(0));
+          require(int64_t(g.shape(0)) == x.view.n_columns, "g: one row per column");
+          kernels<T>().csr_gradient(x.view, x.pointer(rows), first, delta.shape(0), delta.data(),
+                                    delta.shape(1), g.data());
         },
-        "x"_a, "rows"_a.none(), "first"_a, "position"_a.noconvert().none(), "delta"_a.noconvert(), "g"_a.noconvert(), Unlocked());
+        "x"_a, "rows"_a.none(), "first"_a, "delta"_a.noconvert(), "g"_a.noconvert(), Unlocked());
   m.def("loss_gradient",
         [](const std::string& loss, Input2d<T> z, const TargetsObject<T>& targets, const Rows& rows,
            int64_t first, const std::optional<Input<T>>& weights, double parameter, double scale,
@@ -680,14 +746,17 @@ void bind(nb::module_& m, const char* suffix) {
 }
 
 // Whether owing idle steps to the columns that a batch does not touch costs less than stepping them
-// all. `rows` are the scalars of some steps. A replayed step costs about eight times a vectorised one.
-bool owing_pays(const std::string& name, Input2d<double> rows, double touched_columns, int64_t n_columns) {
+// all. `rows` are the scalars of some steps. A replayed step costs about eight times a vectorised one; of a
+// column of many coefficients it is vectorised itself, and spares the way to memory.
+bool owing_pays(const std::string& name, Input2d<double> rows, double touched_columns, int64_t n_columns,
+                int64_t of_a_column) {
   const RuleKernels<double>& rule = find_rule<double>(name);
   const int64_t n_steps = rows.shape(0), width = rows.shape(1);
   require(n_steps > 0 && width >= rule.info.row_width, "rows: as many scalars as the rule wants");
   std::vector<double> sums[4];
   for (auto& sum : sums) sum.resize(n_steps + 1);
   const bool averaging = rows.data()[8] != 0;
+  if (of_a_column >= 8 && !averaging) return 4.0 * touched_columns < double(n_columns);
   const bool closed = rule.running_sums(rows.data(), 0, n_steps, width, averaging, sums[0].data(),
                                         sums[1].data(), sums[2].data(), sums[3].data());
   const double replayed = std::min(rule.steps_to_replay(rows.data(), closed),
@@ -738,7 +807,7 @@ NB_MODULE(_core, m) {
   });
   m.def("current_isa", [] { return active.load()->name; });
   m.def("use_isa", &use_isa, "name"_a);
-  m.def("owing_pays", &owing_pays, "rule"_a, "rows"_a, "touched_columns"_a, "n_columns"_a);
+  m.def("owing_pays", &owing_pays, "rule"_a, "rows"_a, "touched_columns"_a, "n_columns"_a, "width"_a);
   m.def("describe_rules", &describe_rules);
   m.def("describe_activations", &describe_activations);
 }

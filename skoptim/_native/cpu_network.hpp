@@ -192,24 +192,10 @@ void csr_matmul(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t 
 }
 
 template <class T>
-int64_t touch(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, int32_t* position,
-              int64_t* columns) {
-  int64_t count = 0;
-  visit_entries(x, rows, first, n, [&](int64_t, int64_t column, T) {
-    if (position[column] < 0) {
-      position[column] = int32_t(count);
-      columns[count++] = column;
-    }
-  });
-  return count;
-}
-
-template <class T>
-void csr_gradient(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n,
-                  const int32_t* position, const T* delta, int64_t width, T* g, int64_t g_rows) {
+void csr_gradient(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* delta,
+                  int64_t width, T* g) {
   visit_entries(x, rows, first, n, [=](int64_t i, int64_t column, T value) {
-    const int64_t place = position ? position[column] : column;
-    if (place >= 0 && place < g_rows) add_scaled(g + place * width, delta + i * width, value, width);
+    add_scaled(g + column * width, delta + i * width, value, width);
   });
 }
 

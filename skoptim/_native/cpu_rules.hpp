@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "cpu_idle.hpp"
 #include "kernels.hpp"
 #include "owed.hpp"
 
@@ -10,23 +11,6 @@ SKOPTIM_BEGIN
 // A rule without slots still needs an array of length one.
 template <class Rule>
 constexpr int slot_storage = Rule::n_slots > 0 ? Rule::n_slots : 1;
-
-// Where the weights of a run of coefficients lie, their slots, and the units of their columns (null:
-// those in the scalars).
-template <class T>
-struct Run {
-  T* w;
-  T* slots[max_slots];
-  const T* unit;
-  Run from(int64_t i) const {
-    Run rest = *this;
-    rest.w += i;
-    for (T*& slot : rest.slots)
-      if (slot) slot += i;
-    if (unit) rest.unit += i;
-    return rest;
-  }
-};
 
 // Writes out one row of scalars after the other; a row stays as it is until the next but one.
 template <class T>
@@ -47,9 +31,17 @@ class RowReader {
   std::vector<T> rows_[2];
 };
 
+template <class T>
+Steps<T> steps_of(const Block<T>& b) {
+  return {b.rows,         b.width,       b.decay,     b.threshold, b.averaged,
+          b.highest_rate, b.closed_idle, b.averaging, b.factors};
+}
+
 template <class Rule, class T>
 struct RuleDriver {
   static constexpr int n_slots = Rule::n_slots;
+  // Runs of so many coefficients fill vectors; some are replayed together, in the nearest cache.
+  static constexpr int64_t worth_vectors = 8, replayed_together = 64;
 
   // What a loop over coefficients changes, and whose units it uses.
   enum Changes { weights = 1, states = 2 };
@@ -180,12 +172,85 @@ struct RuleDriver {
     if (load_common(steps.rows).group_l1 > T(0)) return pay_group(run, average, n, steps, from, to);
     if (Rule::contains_penalty && steps.closed_idle)
       return derive_run(run, n, Scalars<Rule, T>(steps.row(to - 1)).with_unit(unit));
+    if (n < worth_vectors || steps.averaging) return pay_each(run, unit, average, n, steps, from, to);
+    if constexpr (std::is_same_v<Rule, Adagrad>)
+      if (steps.closed_idle) return pay_in_closed_form(run, n, steps, from, to);
+    const int64_t paid = FadingReplay<Rule, T>::pay(run, n, steps, from, to);
+    if (paid < n) replay(run.from(paid), unit, n - paid, steps, from, to);
+  }
+
+  // One after the other.
+  static void pay_each(const Run<T>& run, T unit, double* average, int64_t n, const Steps<T>& steps,
+                       int64_t from, int64_t to) {
     for (int64_t i = 0; i < n; ++i) {
       T s[slot_storage<Rule>] = {};
       for (int j = 0; j < n_slots; ++j) s[j] = run.slots[j][i];
       pay<Rule>(run.w[i], s, average ? average + i : nullptr, unit, steps, from, to);
       for (int j = 0; j < n_slots; ++j) run.slots[j][i] = s[j];
     }
+  }
+
+  static void pay_in_closed_form(const Run<T>& run, int64_t n, const Steps<T>& steps, int64_t from, int64_t to) {
+    const T* const row = steps.row(from);
+    const AdagradDebts owed{double(to - from), steps.decay[to] - steps.decay[from],
+                            steps.threshold[to] - steps.threshold[from]};
+    uint8_t left[replayed_together];
+    for (int64_t i = 0; i < n; i += replayed_together) {
+      const Run<T> part = run.from(i);
+      const int64_t size = std::min<int64_t>(replayed_together, n - i);
+      if (!pay_adagrad(part.w, part.slots[0], size, load_common(row), row[n_common],
+                       [=](int64_t) { return owed; }, left))
+        continue;
+      for (int64_t j = 0; j < size; ++j)
+        if (left[j]) pay_each(part.from(j), T(1), nullptr, 1, steps, from, to);
+    }
+  }
+
+  // Step by step, until none of some coefficients moves any more.
+  static void replay(const Run<T>& run, T unit, int64_t n, const Steps<T>& steps, int64_t from, int64_t to) {
+    constexpr int64_t between_looks = 8;
+    T before[replayed_together];
+    for (int64_t i = 0; i < n; i += replayed_together) {
+      const Run<T> part = run.from(i);
+      const int64_t size = std::min<int64_t>(replayed_together, n - i);
+      for (int64_t t = from; t < to; ++t) {
+        const Scalars<Rule, T> k = Scalars<Rule, T>(steps.row(t)).with_unit(unit);
+        const bool looks = (t - from) % between_looks == 0;
+        if (looks && is_still(part, size, k, steps, t)) {
+          pay_each(part, unit, nullptr, size, steps, t, to);
+          break;
+        }
+        if (looks) std::copy_n(part.w, size, before);
+        idle_run(part, size, k);
+        if (looks && std::equal(before, before + size, part.w) && may_rest(part.w, size, k, steps, t)) {
+          // Each finds for itself that it is at rest, which one step tells.
+          if (t + 1 < to) pay_each(part, unit, nullptr, size, steps, t + 1, to);
+          break;
+        }
+      }
+    }
+  }
+
+  // Whether all of the rest has a closed form.
+  static bool is_still(const Run<T>& run, int64_t n, const Scalars<Rule, T>& k, const Steps<T>& steps, int64_t t) {
+    if constexpr (Idle<Rule>::closed) {
+      if (!steps.closed_idle) return false;
+      for (int64_t i = 0; i < n; ++i) {
+        T s[slot_storage<Rule>] = {};
+        for (int j = 0; j < n_slots; ++j) s[j] = run.slots[j][i];
+        if (!Idle<Rule>::still(run.w[i], s, steps.highest_rate[t], k.own)) return false;
+      }
+      return true;
+    }
+    return false;
+  }
+
+  // Whether weights that did not move in step t may be at rest for good, see `pay`.
+  static bool may_rest(const T* w, int64_t n, const Scalars<Rule, T>& k, const Steps<T>& steps, int64_t t) {
+    const Common<T>& c = k.common;
+    const bool free = c.l1 == T(0) && c.l2 == T(0) && c.coupled_l2 == T(0) && c.shrink == T(1);
+    return (free || all_zero(w, n)) && double(c.learning_rate) >= 0.5 * steps.highest_rate[t] &&
+           Rule::contracts(k.own);
   }
 
   // The coefficients of a column under a group penalty move together: replay them step by step.
@@ -239,29 +304,15 @@ struct RuleDriver {
       add_to_average(p.average + begin, run.w, n, k.common);
   }
 
-  static void apply_columns(const Parameters<T>& p, const int64_t* columns, int64_t n,
-                            int64_t width, const T* g, const T* row) {
-    const Scalars<Rule, T> k(row);
-    for (int64_t j = 0; j < n; ++j) {
-      const int64_t begin = columns[j] * width;
-      const Run<T> run = run_at(p, begin);
-      update_run(run, g + j * width, T(1), width, p.unit ? k.with_unit(p.unit[columns[j]]) : k);
-      if (k.common.group_l1 > T(0)) shrink_group(run.w, width, k);
-      if (p.average) add_to_average(p.average + begin, run.w, width, k.common);
-    }
-  }
-
-  static void pay_columns(const Parameters<T>& p, const int64_t* columns, int64_t n, int64_t width,
-                          const Block<T>& b, int32_t* paid, int64_t to) {
-    const Steps<T> steps{b.rows,     b.width,        b.decay,       b.threshold,
-                         b.averaged, b.highest_rate, b.closed_idle, b.averaging};
-    for (int64_t j = 0; j < n; ++j) {
-      const int64_t column = columns ? columns[j] : j;
-      const int64_t from = paid[column], begin = column * width;
+  static void pay_columns(const Parameters<T>& p, int64_t begin, int64_t end, int64_t width, const Block<T>& b,
+                          int32_t* paid, int64_t to) {
+    const Steps<T> steps = steps_of(b);
+    for (int64_t column = begin; column < end; ++column) {
+      const int64_t from = paid[column], first = column * width;
       paid[column] = int32_t(to);
       if (from < to)
-        pay_run(run_at(p, begin), p.unit ? p.unit[column] : T(1),
-                p.average ? p.average + begin : nullptr, width, steps, from, to);
+        pay_run(run_at(p, first), p.unit ? p.unit[column] : T(1),
+                p.average ? p.average + first : nullptr, width, steps, from, to);
     }
   }
 };

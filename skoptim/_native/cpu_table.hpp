@@ -38,6 +38,10 @@ class Record {
     RowReader<T> rows(block);
     for (int64_t t = begin; t < end; ++t) std::copy_n(rows(t - begin), width, &rows_[t * width]);
     for (auto* sums : {&decay_, &threshold_, &averaged_, &highest_rate_}) sums->resize(end + 1);
+    if (Fading<Rule>::holds) {
+      factors_.resize(end * n_fading_factors);
+      FadingReplay<Rule, T>::fill(rows_.data(), begin, end, width, factors_.data());
+    }
     const bool closed =
         running_sums<Rule>(rows_.data(), begin, end, width, averaging, decay_.data(),
                            threshold_.data(), averaged_.data(), highest_rate_.data());
@@ -49,11 +53,12 @@ class Record {
   int64_t bytes() const { return n_steps_ * int64_t(width_ * sizeof(T) + 4 * sizeof(double)); }
   Steps<T> steps() const {
     return {rows_.data(),     width_,               decay_.data(), threshold_.data(),
-            averaged_.data(), highest_rate_.data(), closed_,       averaging_};
+            averaged_.data(), highest_rate_.data(), closed_,       averaging_,
+            Fading<Rule>::holds ? factors_.data() : nullptr};
   }
 
  private:
-  std::vector<T> rows_;
+  std::vector<T> rows_, factors_;
   std::vector<double> decay_, threshold_, averaged_, highest_rate_;
   int64_t n_steps_ = 0, width_ = 0;
   bool closed_ = false, averaging_ = false;
@@ -445,12 +450,32 @@ class RuleTable final : public LinearTable<T> {
     if (owing == Owing::thresholded) return threshold<single>(n);
     if (now_ == 0) return;
     const Steps<T> steps = record_.steps();
+    if constexpr (single && std::is_same_v<Rule, Adagrad>)
+      if (steps.closed_idle) return pay_adagrad_taken(n, steps);
     for (int64_t e = 0; e < n; ++e) {
       const int64_t from = int64_t(taken_.mark[e]), i = e * width_;
       if (from < now_)
         Driver::pay_run(run.from(i), has_units_ ? taken_.unit[i] : T(1),
                         averaging_ ? &taken_.average[i] : nullptr, width_, steps, from, now_);
     }
+  }
+
+  // Columns of one coefficient are paid together, each its own debt.
+  void pay_adagrad_taken(int64_t n, const Steps<T>& steps) {
+    const T* const row = steps.row(now_ - 1);
+    const double* const mark = taken_.mark.data();
+    const int64_t now = now_;
+    left_.resize(std::max<size_t>(left_.size(), n));
+    const auto debt = [=](int64_t e) {
+      const int64_t from = int64_t(mark[e]);
+      return AdagradDebts{double(now - from), steps.decay[now] - steps.decay[from],
+                          steps.threshold[now] - steps.threshold[from]};
+    };
+    if (!pay_adagrad(taken_.w.data(), taken_.slots[0].data(), n, load_common(row), row[n_common], debt, left_.data()))
+      return;
+    for (int64_t e = 0; e < n; ++e)
+      if (left_[e])
+        Driver::pay_each(taken_.run(has_units_).from(e), T(1), nullptr, 1, steps, int64_t(mark[e]), now_);
   }
 
   template <bool single>
@@ -818,6 +843,7 @@ class RuleTable final : public LinearTable<T> {
   int64_t now_ = 0;  // steps of the record that were taken
   Columns<T> taken_;
   std::vector<int32_t> places_, position_;
+  std::vector<uint8_t> left_;
   std::vector<T> scores_, derivatives_, bias_gradient_;
   Kept kept_;
 };
@@ -827,19 +853,5 @@ LinearTable<T>* make_table(int64_t n_columns, int64_t width, bool has_units, boo
                            int64_t row_width) {
   return new RuleTable<Rule, T>(n_columns, width, has_units, averaging, row_width);
 }
-
-#define SKOPTIM_RULE_ENTRY(NAME, ...)                                                          \
-  RuleKernels<T>{RuleInfo{NAME, #__VA_ARGS__, __VA_ARGS__::n_slots, __VA_ARGS__::n_scalars,    \
-                          n_common + __VA_ARGS__::n_scalars, __VA_ARGS__::uniform,             \
-                          __VA_ARGS__::slots, __VA_ARGS__::scalars},                           \
-                 RuleDriver<__VA_ARGS__, T>::apply, RuleDriver<__VA_ARGS__, T>::apply_columns, \
-                 RuleDriver<__VA_ARGS__, T>::pay_columns, running_sums<__VA_ARGS__, T>,        \
-                 steps_to_replay<__VA_ARGS__, T>, make_table<__VA_ARGS__, T>},
-
-template <class T>
-struct RuleList {
-  static constexpr RuleKernels<T> entries[] = {SKOPTIM_RULES(SKOPTIM_RULE_ENTRY)};
-  static constexpr int size = sizeof(entries) / sizeof(entries[0]);
-};
 
 SKOPTIM_END

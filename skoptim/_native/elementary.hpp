@@ -84,6 +84,13 @@ SKOPTIM_HD T exp(T x) {
   return x < B::low ? T(0) : (x > B::high ? std::numeric_limits<T>::infinity() : result);
 }
 
+// exp(x) - 1.
+template <class T>
+SKOPTIM_HD T expm1(T x) {
+  const T near = x + x * x * polynomial(Series<T>::exp, x);
+  return std::fabs(x) < T(0.34657359027997265471) ? near : exp(x) - T(1);
+}
+
 // log(1 + x) for x in [0, 1].
 template <class T>
 SKOPTIM_HD T log1p_fraction(T x) {

@@ -1,6 +1,7 @@
 // The table of CPU kernels that each instruction set fills, and the plain structs they share.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace skoptim {
 
@@ -14,6 +15,23 @@ struct Parameters {
   const T* unit;    // (n_columns,) of the first layer's columns; null for none
 };
 
+// Where the weights of a run of coefficients lie, their slots, and the units of their columns (null:
+// those in the scalars).
+template <class T>
+struct Run {
+  T* w;
+  T* slots[max_slots];
+  const T* unit;
+  Run from(int64_t i) const {
+    Run rest = *this;
+    rest.w += i;
+    for (T*& slot : rest.slots)
+      if (slot) slot += i;
+    if (unit) rest.unit += i;
+    return rest;
+  }
+};
+
 // A block of prepared scalars; see owed.hpp for the fields.
 template <class T>
 struct Block {
@@ -21,6 +39,22 @@ struct Block {
   int64_t n_steps, width;
   const double *decay, *threshold, *averaged, *highest_rate;
   bool closed_idle, averaging;
+  const T* factors;  // see cpu_idle.hpp; null if there are none
+};
+
+// Some units of the first layer: begin..end of `width`.
+struct Layer {
+  int64_t width, begin, end;
+};
+
+// The entries of a batch of CSR rows, sorted by columns.
+template <class T>
+struct Touched {
+  int64_t n_columns = 0, n_rows = 0;
+  std::vector<int64_t> columns, starts;  // entries starts[j]..starts[j + 1] are those of columns[j]
+  std::vector<int32_t> rows;             // in the batch
+  std::vector<T> values;
+  std::vector<int32_t> position;         // scratch: -1 for every column
 };
 
 // A dense (row-major) or CSR matrix. Index arrays were validated when the fit began.
@@ -60,14 +94,19 @@ struct RuleKernels {
   // width these are columns of the first layer, runs of so many coefficients: with units, groups.
   void (*apply)(const Parameters<T>&, const T* g, int64_t begin, int64_t end, const T* row,
                 bool penalised, int64_t width);
-  // One step of the given columns (runs of `width` coefficients), gradients (n, width).
-  void (*apply_columns)(const Parameters<T>&, const int64_t* columns, int64_t n, int64_t width,
-                        const T* g, const T* row);
-  // Pays columns[i] (all columns when null) the idle steps paid[column]..to.
-  void (*pay_columns)(const Parameters<T>&, const int64_t* columns, int64_t n, int64_t width,
-                      const Block<T>&, int32_t* paid, int64_t to);
+  // Pays the columns begin..end the idle steps paid[column]..to.
+  void (*pay_columns)(const Parameters<T>&, int64_t begin, int64_t end, int64_t width, const Block<T>&,
+                      int32_t* paid, int64_t to);
+  // The first layer on CSR data, see cpu_touched.hpp.
+  void (*multiply_touched)(const Parameters<T>&, const Touched<T>&, const Layer&, const Block<T>&,
+                           const int32_t* paid, int64_t to, T* z);
+  void (*apply_touched)(const Parameters<T>&, const Touched<T>&, const Layer&, const T* delta, T factor,
+                        const T* row, T* g);
   bool (*running_sums)(const T* rows, int64_t begin, int64_t end, int64_t width, bool averaging,
                        double* decay, double* threshold, double* averaged, double* highest_rate);
+  // What replays of idle steps read, so many numbers a step (0: nothing), and how these are filled.
+  int n_factors;
+  void (*fill_factors)(const T* rows, int64_t begin, int64_t end, int64_t width, T* out);
   // How many idle steps have to be replayed before a closed form serves.
   double (*steps_to_replay)(const T* row, bool closed_idle);
   LinearTable<T>* (*make_table)(int64_t n_columns, int64_t width, bool has_units, bool averaging,
@@ -177,12 +216,12 @@ struct Kernels {
   // out (n, width) = X[rows] @ W, W (n_columns, width).
   void (*csr_matmul)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, const T* w,
                      int64_t width, T* out);
-  // Lists the columns with entries in the given rows; position[column] = place in the list.
-  int64_t (*touch)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n,
-                   int32_t* position, int64_t* columns);
-  // g (touched, width) = X[rows].T @ delta restricted to touched columns (position null: all).
-  void (*csr_gradient)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n,
-                       const int32_t* position, const T* delta, int64_t width, T* g, int64_t g_rows);
+  // g (n_columns, width) += X[rows].T @ delta.
+  void (*csr_gradient)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, const T* delta,
+                       int64_t width, T* g);
+  void (*sort_by_column)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, Touched<T>&);
+  // The squared norm of X.T @ delta; `g` has room for one column.
+  double (*touched_squared_norm)(const Touched<T>&, int64_t width, const T* delta, T* g);
   void (*dropout)(const T* a, int64_t n, uint64_t seed, uint64_t stream, double rate, T* out);
   void (*column_sums)(const T* a, int64_t n, int64_t width, T* out);
   double (*dot)(const T* a, const T* b, int64_t n);

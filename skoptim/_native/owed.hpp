@@ -18,6 +18,7 @@ struct Steps {
   const double* highest_rate;  // largest learning rate from a step to the end of the record
   bool closed_idle;         // the idle steps of this rule have a closed form in this record
   bool averaging;
+  const T* factors;         // for the loops of cpu_idle.hpp; null without
   SKOPTIM_HD const T* row(int64_t step) const { return rows + step * width; }
 };
 

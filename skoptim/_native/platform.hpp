@@ -59,7 +59,6 @@ SKOPTIM_BEGIN
 namespace math {
 using std::copysign;
 using std::erf;
-using std::expm1;
 using std::fabs;
 using std::log;
 using std::log1p;

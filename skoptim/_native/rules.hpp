@@ -54,6 +54,15 @@ SKOPTIM_HD T bounded(T step_size, T rate, T before, T w, const Common<T>& c) {
   return most < step_size ? most : step_size;
 }
 
+// rate / denominator, for a denominator so small that it would overflow the largest number, so that a gradient
+// of zero still does nothing.
+template <class T>
+SKOPTIM_HD T finite_ratio(T rate, T denominator) {
+  const T largest = T(sizeof(T) == 4 ? 3.4028234663852886e38 : 1.7976931348623157e308);
+  const T ratio = rate / denominator;
+  return ratio > largest ? largest : ratio;
+}
+
 struct SGD {
   static constexpr int n_slots = 0, n_scalars = 0;
   static constexpr bool contains_penalty = false;
@@ -105,8 +114,9 @@ struct Adagrad {
     const T before = w;
     s[0] += g * g;
     const T denominator = math::sqrt(s[0]) + k[0];
-    w -= c.learning_rate * (g / denominator);
-    return bounded(c.learning_rate / denominator, c.learning_rate, before, w, c);
+    const T gain = finite_ratio(c.learning_rate, denominator);
+    w -= gain * g;
+    return bounded(gain, c.learning_rate, before, w, c);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T*) { return T(0); }
@@ -206,8 +216,9 @@ struct Adam {
     T second_moment = s[1];
     if constexpr (amsgrad) second_moment = s[2] = larger(s[2], s[1]);
     const T denominator = math::sqrt(second_moment) / k[4] + epsilon;
-    w -= step_size * (s[0] / denominator);
-    return bounded(step_size / denominator, c.learning_rate, before, w, c);
+    const T gain = finite_ratio(step_size, denominator);
+    w -= gain * s[0];
+    return bounded(gain, c.learning_rate, before, w, c);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T* k) { return k[0]; }
@@ -232,8 +243,9 @@ struct Adamax {
     const T step_size = c.learning_rate / k[3];
     s[0] = k[0] * s[0] + k[4] * g;
     s[1] = larger(k[1] * s[1], absolute(g) + k[2]);
-    w -= step_size * (s[0] / s[1]);
-    return bounded(step_size / s[1], c.learning_rate, before, w, c);
+    const T gain = finite_ratio(step_size, s[1]);
+    w -= gain * s[0];
+    return bounded(gain, c.learning_rate, before, w, c);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T* k) { return k[0]; }
@@ -260,8 +272,9 @@ struct Nadam {
     s[0] = k[0] * s[0] + k[6] * g;
     s[1] = k[1] * s[1] + k[7] * (g * g);
     const T denominator = math::sqrt(s[1]) / k[5] + k[2];
-    w -= c.learning_rate * ((k[3] * g + k[4] * s[0]) / denominator);
-    return bounded(c.learning_rate / denominator, c.learning_rate, before, w, c);
+    const T gain = finite_ratio(c.learning_rate, denominator);
+    w -= gain * (k[3] * g + k[4] * s[0]);
+    return bounded(gain, c.learning_rate, before, w, c);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T* k) { return k[0]; }

@@ -90,11 +90,11 @@ class Scalars:
         """Return the scalars that are given column by column, as numbers or arrays of all steps."""
         varies = [np.ndim(column) > 0 and column.strides != (0,) for column in columns]
         row = np.array([column if np.ndim(column) == 0 else column[0] for column in columns])
-        varying = np.flatnonzero(varies)
+        varying = [i for i, column_varies in enumerate(varies) if column_varies]
         values = np.empty((n_steps, len(varying)))
         for j, column in enumerate(varying):
             values[:, j] = columns[column]
-        return cls(n_steps, row.astype(np.float64), varying.astype(np.int64), values)
+        return cls(n_steps, row.astype(np.float64), np.array(varying, dtype=np.int64), values)
 
     def rows(self) -> np.ndarray:
         """Return a row for each step, shape (n_steps, n_scalars)."""

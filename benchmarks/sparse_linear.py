@@ -1,0 +1,319 @@
+"""Linear models on CSR data: time per epoch, race to the best peer's loss, L1 path, memory.
+
+Run ``python benchmarks/sparse_linear.py [epochs] [race] [path] [memory]`` (all parts by default);
+it takes scikit-learn, and if they are installed skglm and vowpalwabbit. ``--data spam,zipf2``
+chooses the data sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import data
+import numpy as np
+from measure import (
+    extra_megabytes,
+    held_out_loss,
+    quality,
+    seconds_per_epoch,
+    table,
+    timed,
+)
+from sklearn import linear_model as sk
+from vowpal_wabbit import VowpalWabbit, Workspace
+
+from skoptim import SGDClassifier
+from skoptim.optimizers import FTRL, LBFGS, SGD, Adagrad, NormalizedFTRL, ProximalGradient
+
+try:
+    import skglm
+except ImportError:
+    skglm = None
+
+DATA = ("spam", "tweets", "census", "zipf2", "zipf20")
+OURS = {
+    "NormalizedFTRL": NormalizedFTRL(),
+    "FTRL": FTRL(1.0),
+    "Adagrad": Adagrad(0.3),
+    "SGD": SGD(0.3),
+}
+
+
+# Time per epoch.
+
+
+def sklearn_sgd(split: data.Split, penalty: str, alpha: float, epochs: int) -> Any:
+    return sk.SGDClassifier(
+        "log_loss", penalty=penalty, alpha=alpha, max_iter=epochs, tol=None, random_state=0
+    ).fit(split.X, split.y)
+
+
+def ours(split: data.Split, optimizer: Any, penalty: str, alpha: float, epochs: int) -> Any:
+    return SGDClassifier(
+        "log_loss",
+        penalty=penalty,
+        alpha=alpha,
+        optimizer=optimizer,
+        max_iter=epochs,
+        tol=None,
+        random_state=0,
+    ).fit(split.X, split.y)
+
+
+def pass_seconds(X: Any) -> float:
+    """Return the seconds that one pass over the stored entries takes: a product with a vector."""
+    w = np.ones(X.shape[1], dtype=X.dtype)
+    return min(timed(lambda: X @ w)[0] for _ in range(5))
+
+
+def epochs_part(name: str) -> None:
+    for dtype in (np.float64, np.float32):
+        split = data.load(name).astype(dtype)
+        print(f"\n### Time per epoch. {split.describe()}\n")
+        per_pass = 1e9 * pass_seconds(split.X) / split.X.nnz
+        print(f"X @ w takes {per_pass:.1f} ns per stored entry.\n")
+        rows = []
+        for penalty, alpha in (("l1", 1e-5), ("l2", 1e-5)):
+            fits = {"scikit-learn": partial(sklearn_sgd, split, penalty, alpha)}
+            fits |= {
+                label: partial(ours, split, optimizer, penalty, alpha)
+                for label, optimizer in OURS.items()
+            }
+            measured = seconds_per_epoch(fits, repeats=3 if split.n_classes > 2 else 5)
+            peer = measured["scikit-learn"][0]
+            for label, (seconds, model) in measured.items():
+                rows.append(
+                    {
+                        "model": label,
+                        "penalty": penalty,
+                        "s/epoch": f"{seconds:.4f}",
+                        "ns/entry": f"{1e9 * seconds / split.X.nnz:.1f}",
+                        "ratio": f"{seconds / peer:.2f}",
+                        **quality(model, split),
+                    }
+                )
+        print(table(rows), flush=True)
+
+
+# Race to the best peer's loss on held-out data.
+
+
+def contenders(split: data.Split) -> dict[str, Callable[[int], Any]]:
+    """Return peers and ours by name: functions of an effort, a number of epochs or passes."""
+    found: dict[str, Callable[[int], Any]] = {}
+    for alpha in (1e-5, 1e-6):
+        found[f"scikit-learn SGD, alpha={alpha:g}"] = partial(sklearn_sgd, split, "l2", alpha)
+    for C in (1, 10, 100):
+        for solver in ("liblinear", "lbfgs", "saga"):
+            if solver == "liblinear" and split.n_classes > 2:
+                continue
+            found[f"scikit-learn {solver}, C={C}"] = partial(logistic, split, solver, C)
+    if Workspace is not None:
+        for options in ("", "--ftrl"):
+            VowpalWabbit(split, options, 1)  # Writes the cache.
+            found[f"VW {options}".strip()] = partial(
+                lambda options, passes: VowpalWabbit(split, options, passes), options
+            )
+    for alpha in (0.0, 1e-6, 1e-5):
+        found[f"ours, alpha={alpha:g}"] = partial(ours, split, NormalizedFTRL(), "l2", alpha)
+    return found
+
+
+def logistic(split: data.Split, solver: str, C: float, iterations: int) -> Any:
+    return sk.LogisticRegression(
+        solver=solver, C=C, max_iter=4 * iterations, tol=1e-8, random_state=0
+    ).fit(split.X, split.y)
+
+
+def race_part(name: str, seconds_each: float = 20.0) -> None:
+    split = data.load(name).astype(np.float64)
+    print(f"\n### Race to the best peer's log-loss. {split.describe()}\n")
+    curves: dict[str, list[tuple[float, float, int]]] = {}
+    for label, fit in contenders(split).items():
+        curves[label] = []
+        for effort in (1, 2, 3, 5, 8, 12, 20, 30):
+            if label.startswith("VW"):
+                model = fit(effort)
+                seconds = min(timed(model.fit)[0] for _ in range(3))
+            else:
+                seconds, model = min(
+                    (timed(lambda fit=fit, e=effort: fit(e)) for _ in range(3)), key=lambda r: r[0]
+                )
+            curves[label].append((seconds, held_out_loss(model, split), effort))
+            if seconds > seconds_each / 10:
+                break
+    peers = {label: curve for label, curve in curves.items() if not label.startswith("ours")}
+    target = min(loss for curve in peers.values() for _, loss, _ in curve)
+    rows = []
+    for label, curve in curves.items():
+        best = min(curve, key=lambda point: point[1])
+        reached = [point for point in curve if point[1] <= target + 5e-5]
+        rows.append(
+            {
+                "model": label,
+                "best log-loss": f"{best[1]:.4f}",
+                "after s": f"{best[0]:.3f}",
+                "epochs": best[2],
+                f"s to {target:.4f}": f"{min(reached)[0]:.3f}" if reached else "",
+            }
+        )
+    print(table(rows), flush=True)
+
+
+# L1 path.
+
+
+def objective(split: data.Split, coef: np.ndarray, intercept: float, alpha: float) -> float:
+    margins = (2 * split.y - 1) * (split.X @ coef + intercept)
+    return float(np.logaddexp(0, -margins).mean() + alpha * np.abs(coef).sum())
+
+
+def path_alphas(split: data.Split) -> np.ndarray:
+    """Return ten strengths from a tenth of the one that leaves nothing to a thousandth."""
+    residual = split.y - split.y.mean()
+    largest = np.abs(split.X.T @ residual).max() / len(split.y)
+    return largest * np.geomspace(0.1, 0.001, 10)
+
+
+Path = list[tuple[np.ndarray, float]]
+
+
+def our_path(optimizer: Any, tol: float, split: data.Split, alphas: np.ndarray) -> Path:
+    model = SGDClassifier(
+        "log_loss", penalty="l1", optimizer=optimizer, max_iter=2000, tol=tol, warm_start=True
+    )
+    found: Path = []
+    for alpha in alphas:
+        model.set_params(alpha=alpha).fit(split.X, split.y)
+        found.append((model.coef_.ravel().copy(), float(model.intercept_[0])))
+    return found
+
+
+def liblinear_path(tol: float, split: data.Split, alphas: np.ndarray) -> Path:
+    found: Path = []
+    for alpha in alphas:  # It cannot be warm started; it penalises its intercept, scaled here.
+        model = sk.LogisticRegression(
+            solver="liblinear",
+            l1_ratio=1.0,
+            C=1 / (alpha * len(split.y)),
+            tol=tol,
+            max_iter=1000,
+            intercept_scaling=100.0,
+            random_state=0,
+        ).fit(split.X, split.y)
+        found.append((model.coef_.ravel(), float(model.intercept_[0])))
+    return found
+
+
+def skglm_path(tol: float, split: data.Split, alphas: np.ndarray) -> Path:
+    from skglm.datafits import Logistic
+    from skglm.estimators import GeneralizedLinearEstimator
+    from skglm.penalties import L1
+    from skglm.solvers import ProxNewton
+
+    X, y = split.X.tocsc(), 2.0 * split.y - 1
+    solver = ProxNewton(tol=tol, fit_intercept=True, warm_start=True, max_iter=200)
+    model = GeneralizedLinearEstimator(Logistic(), L1(1.0), solver)
+    found: Path = []
+    for alpha in alphas:
+        model.penalty = L1(alpha)
+        model.fit(X, y)
+        found.append((model.coef_.ravel().copy(), float(np.ravel(model.intercept_)[0])))
+    return found
+
+
+def path_part(name: str) -> None:
+    split = data.load(name).astype(np.float64)
+    if split.n_classes > 2:
+        split.y, split.y_test = (y == split.n_classes - 1 for y in (split.y, split.y_test))
+        split.y, split.y_test = split.y.astype(int), split.y_test.astype(int)
+    print(f"\n### L1 path, ten strengths, warm started. {split.describe()}\n")
+    alphas = path_alphas(split)
+    solvers: dict[str, Callable[..., Path]] = {
+        "OWL-QN": partial(our_path, LBFGS()),
+        "FISTA": partial(our_path, ProximalGradient(full_batch=True)),
+        "liblinear": liblinear_path,
+    }
+    if skglm is not None:
+        solvers["skglm"] = skglm_path
+        skglm_path(1e-2, split, alphas[:1])  # Compiles.
+    found: dict[tuple[str, float], tuple[float, np.ndarray, int]] = {}
+    for label, solve in solvers.items():
+        for tol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+            seconds, path = timed(lambda solve=solve, tol=tol: solve(tol, split, alphas))
+            values = np.array([objective(split, *p, a) for p, a in zip(path, alphas, strict=True)])
+            found[label, tol] = seconds, values, np.count_nonzero(path[-1][0])
+            if seconds > 30:
+                break
+    best = np.min([values for _, values, _ in found.values()], axis=0)
+    rows = []
+    for label in solvers:
+        good = [
+            (seconds, tol, (values / best - 1).max(), nonzeros)
+            for (other, tol), (seconds, values, nonzeros) in found.items()
+            if other == label and (values / best - 1).max() <= 1e-4
+        ]
+        if good:
+            seconds, tol, gap, nonzeros = min(good)
+            rows.append(
+                {
+                    "solver": label,
+                    "tol": tol,
+                    "s for the path": f"{seconds:.2f}",
+                    "worst gap": f"{gap:.0e}",
+                    "non-zeros of the last": f"{nonzeros:,}",
+                }
+            )
+        else:
+            gap = min((v / best - 1).max() for (o, _), (_, v, _) in found.items() if o == label)
+            rows.append({"solver": label, "s for the path": "-", "worst gap": f"{gap:.0e}"})
+    print("Of the runs within 1e-4 of the best objective at every strength, the fastest:\n")
+    print(table(rows), flush=True)
+
+
+# Peak memory.
+
+
+def memory_fit(optimizer: Any, average: bool, split: data.Split) -> None:
+    SGDClassifier(
+        "log_loss", optimizer=optimizer, max_iter=2, tol=None, random_state=0, average=average
+    ).fit(split.X, split.y)
+
+
+def memory_part(name: str) -> None:
+    split = data.load(name)
+    n_outputs = 1 if split.n_classes == 2 else split.n_classes
+    print(f"\n### Peak memory beyond X and y, MB. {split.describe()}\n")
+    rows = []
+    for label, optimizer in OURS.items():
+        slots = len(optimizer.slot_names)
+        size = 8 * (split.X.shape[1] + 1) * n_outputs * (1 + slots) / 2**20
+        rows.append(
+            {
+                "model": label,
+                "peak": f"{extra_megabytes(partial(memory_fit, optimizer, False), partial(data.load, name)):.0f}",  # noqa: E501
+                "parameters and slots": f"{size:.0f}",
+                "bound": f"{size + 64:.0f}",
+            }
+        )
+    print(table(rows), flush=True)
+
+
+PARTS = {"epochs": epochs_part, "race": race_part, "path": path_part, "memory": memory_part}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--data", default=",".join(DATA), help="names, separated by commas")
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        for name in arguments.data.split(","):
+            PARTS[part](name)
+
+
+if __name__ == "__main__":
+    main()
