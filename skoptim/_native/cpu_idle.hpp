@@ -8,15 +8,16 @@
 SKOPTIM_BEGIN
 
 // Without a gradient and without L1 these rules do, from step to step,
-//   m *= moment_decay, r *= root_decay, w = (shrink w - step m / (r + epsilon)) / (1 + metric l2 / (r + epsilon))
-// where r is the root of a slot over `correction`, and the step of `bounded` is metric / (r + epsilon).
+//   m *= moment_decay, r *= root_decay, w = (shrink w - step m / d) / (1 + metric l2 / d)
+// where r is the root of a slot over `correction`, d = r + epsilon, and metric / d is the step of `bounded`; with
+// a maximum, r is the slot itself and d = r = max(r, epsilon).
 template <class Rule>
 struct Fading {
   static constexpr bool holds = false;
 };
 template <bool amsgrad>
 struct Fading<Adam<amsgrad>> {
-  static constexpr bool holds = true, has_moment = true;
+  static constexpr bool holds = true, has_moment = true, has_maximum = false;
   static constexpr int moment = 0, average = 1, root = amsgrad ? 2 : 1;
   template <class T>
   static T moment_decay(const T* k) { return k[0]; }
@@ -34,7 +35,7 @@ struct Fading<Adam<amsgrad>> {
 };
 template <>
 struct Fading<Nadam> {
-  static constexpr bool holds = true, has_moment = true;
+  static constexpr bool holds = true, has_moment = true, has_maximum = false;
   static constexpr int moment = 0, average = 1, root = 1;
   template <class T>
   static T moment_decay(const T* k) { return k[0]; }
@@ -50,8 +51,25 @@ struct Fading<Nadam> {
   static T metric(const T*) { return T(1); }
 };
 template <>
+struct Fading<Adamax> {
+  static constexpr bool holds = true, has_moment = true, has_maximum = true;
+  static constexpr int moment = 0, average = 1, root = 1;
+  template <class T>
+  static T moment_decay(const T* k) { return k[0]; }
+  template <class T>
+  static T decay(const T* k) { return k[1]; }
+  template <class T>
+  static T epsilon(const T* k) { return k[2]; }
+  template <class T>
+  static T correction(const T*) { return T(1); }
+  template <class T>
+  static T step(const T* k) { return T(1) / k[3]; }
+  template <class T>
+  static T metric(const T* k) { return T(1) / k[3]; }
+};
+template <>
 struct Fading<RMSprop<false, false>> {
-  static constexpr bool holds = true, has_moment = false;
+  static constexpr bool holds = true, has_moment = false, has_maximum = false;
   static constexpr int moment = 0, average = 0, root = 0;
   template <class T>
   static T moment_decay(const T*) { return T(0); }
@@ -129,7 +147,16 @@ class FadingReplay {
 
  private:
   static double root_decay(const T* k) {
-    return F::root == F::average ? math::sqrt(double(F::decay(k))) : 1.0;
+    if (F::root != F::average) return 1.0;
+    return F::has_maximum ? double(F::decay(k)) : math::sqrt(double(F::decay(k)));
+  }
+
+  // The denominator of a step, after r has become that of the step.
+  [[gnu::always_inline]] static Lanes denominator_of(Lanes& r, T epsilon) {
+    if constexpr (F::has_maximum)
+      return r = r < epsilon ? Lanes{} + epsilon : r;
+    else
+      return r + epsilon;
   }
 
   static T power(T base, int64_t exponent) {
@@ -182,13 +209,18 @@ class FadingReplay {
     load<n_vectors>(run.slots[F::root], size, tile.r);
     auto huge = tile.r[0] > T(largest);
     T* const roots = reinterpret_cast<T*>(tile.r);
-    for (int i = 0; i < n_vectors * n_lanes; ++i) roots[i] = math::sqrt(roots[i]) * start;
+    if constexpr (!F::has_maximum)
+      for (int i = 0; i < n_vectors * n_lanes; ++i) roots[i] = math::sqrt(roots[i]) * start;
     for (int j = 0; j < n_vectors; ++j) huge |= tile.r[j] > T(largest);
     if (any(huge)) return false;
     replay(tile, steps, from, to);
     store<n_vectors>(tile.w, size, run.w);
     if (F::has_moment) scale(run.slots[F::moment], size, faded);
     scale(run.slots[F::average], size, decayed);
+    if constexpr (F::has_maximum) {
+      const T epsilon = F::epsilon(steps.row(from) + n_common);
+      for (int64_t i = 0; i < size; ++i) run.slots[F::average][i] = larger(run.slots[F::average][i], epsilon);
+    }
     return true;
   }
 
@@ -255,7 +287,7 @@ class FadingReplay {
 #pragma GCC unroll 4
     for (int j = 0; j < n_vectors; ++j) {
       r[j] *= ratio;
-      d[j] = r[j] + epsilon;
+      d[j] = denominator_of(r[j], epsilon);
       numerator[j] *= shrink * d[j];
       if (moves) {
         m[j] *= moment_decay;
@@ -275,7 +307,7 @@ class FadingReplay {
       const T metric = c.learning_rate * F::metric(k);
       for (int j = 0; j < n_vectors; ++j) {
         tile.r[j] *= f[0];
-        const Lanes d = tile.r[j] + F::epsilon(k), before = tile.w[j] * c.shrink;
+        const Lanes d = denominator_of(tile.r[j], F::epsilon(k)), before = tile.w[j] * c.shrink;
         Lanes w = before;
         if (F::has_moment) {
           tile.m[j] *= F::moment_decay(k);
@@ -290,13 +322,13 @@ class FadingReplay {
 
   // Whether what is left of the moments can still move a weight.
   template <int n_vectors>
-  static bool moment_matters(const Tile<n_vectors>& tile, const Steps<T>& steps, int64_t t) {
+  static bool moment_matters(Tile<n_vectors>& tile, const Steps<T>& steps, int64_t t) {
     const T* const k = steps.row(t) + n_common;
     const T reach = T(steps.highest_rate[t]) * F::step(k) / (T(1) - F::moment_decay(k));
     const T negligible = sizeof(T) == 8 ? T(1e-18) : T(1e-9), epsilon = F::epsilon(k);
     bool matters = false;
     for (int j = 0; j < n_vectors; ++j)
-      matters |= any(reach * magnitude(tile.m[j]) > negligible * (magnitude(tile.w[j]) * (tile.r[j] + epsilon)));
+      matters |= any(reach * magnitude(tile.m[j]) > negligible * (magnitude(tile.w[j]) * denominator_of(tile.r[j], epsilon)));
     return matters;
   }
 };
@@ -321,15 +353,16 @@ bool pay_adagrad(T* w, const T* accumulator, int64_t n, const Common<T>& c, T ep
     const double variance = larger(owed.squares / count - mean * mean, 0.0);
     const double ridge = 1.0 + x * mean;
     const double exponent =
-        owed.steps * (math::log1p_fraction(x * mean) - 0.5 * x * x * variance / (ridge * ridge));
+        owed.steps * (math::log1p_positive(x * mean) - 0.5 * x * x * variance / (ridge * ridge));
     const double shrunk = magnitude + (magnitude + per_l2) * math::expm1(-exponent);
     const double thresholded = magnitude - l1 / denominator * owed.rates;
     const double rest = l2 > 0 ? shrunk : thresholded;
     const bool inside = w[i] == clamp(w[i], c.lower, c.upper);
-    const bool holds = inside && l1 + l2 * magnitude <= 2.0 * denominator && x * x * variance < 1e-10 && x * mean <= 1.0;
+    const bool holds = inside && l1 + l2 * magnitude <= 2.0 * denominator && x * x * variance < 1e-10;
     const T paid = rest <= 0 ? T(0) : math::copysign(T(rest), w[i]);
-    const bool stays = owed.steps == 0.0 || !holds;
-    left[i] = uint8_t(owed.steps != 0.0 && !holds);
+    const bool rests = owed.steps == 0.0 || (inside && w[i] == T(0));
+    const bool stays = rests || !holds;
+    left[i] = uint8_t(!rests && !holds);
     any |= left[i];
     w[i] = stays ? w[i] : paid;
   }

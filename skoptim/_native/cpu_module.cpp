@@ -289,7 +289,7 @@ constexpr int64_t worth_a_thread = 1 << 17;
 // long as the call, so that nothing is left over in a forked process.
 template <class Visit>
 void each_thread(int64_t n_threads, int64_t n, Visit visit) {
-  constexpr int64_t line = 16;  // Parts begin where vectors and cache lines do.
+  constexpr int64_t line = 8;  // Parts are made of whole vectors.
   const int64_t size = std::max((n / n_threads + line - 1) / line * line, line);
   std::vector<std::thread> threads;
   for (int64_t begin = size; begin < n; begin += size) {

@@ -42,6 +42,7 @@ struct RuleDriver {
   static constexpr int n_slots = Rule::n_slots;
   // Runs of so many coefficients fill vectors; some are replayed together, in the nearest cache.
   static constexpr int64_t worth_vectors = 8, replayed_together = 64;
+  static constexpr int64_t between_looks = 8;  // at whether there is anything left to replay
 
   // What a loop over coefficients changes, and whose units it uses.
   enum Changes { weights = 1, states = 2 };
@@ -190,25 +191,41 @@ struct RuleDriver {
     }
   }
 
+  // Adagrad: in closed form, and where that does not hold step by step until it does.
   static void pay_in_closed_form(const Run<T>& run, int64_t n, const Steps<T>& steps, int64_t from, int64_t to) {
     const T* const row = steps.row(from);
-    const AdagradDebts owed{double(to - from), steps.decay[to] - steps.decay[from],
-                            steps.threshold[to] - steps.threshold[from]};
-    uint8_t left[replayed_together];
+    const Common<T> c = load_common(row);
+    if (c.l1 == T(0) && c.l2 == T(0) && !(c.lower > -T(SKOPTIM_INFINITY)) && !(c.upper < T(SKOPTIM_INFINITY)))
+      return;
     for (int64_t i = 0; i < n; i += replayed_together) {
       const Run<T> part = run.from(i);
-      const int64_t size = std::min<int64_t>(replayed_together, n - i);
-      if (!pay_adagrad(part.w, part.slots[0], size, load_common(row), row[n_common],
-                       [=](int64_t) { return owed; }, left))
-        continue;
-      for (int64_t j = 0; j < size; ++j)
-        if (left[j]) pay_each(part.from(j), T(1), nullptr, 1, steps, from, to);
+      int64_t left = std::min<int64_t>(replayed_together, n - i);
+      T w[replayed_together], accumulator[replayed_together];
+      int64_t place[replayed_together];
+      for (int64_t j = 0; j < left; ++j) w[j] = part.w[j], accumulator[j] = part.slots[0][j], place[j] = j;
+      for (int64_t t = from; left > 0;) {
+        const AdagradDebts owed{double(to - t), steps.decay[to] - steps.decay[t],
+                                steps.threshold[to] - steps.threshold[t]};
+        uint8_t is_left[replayed_together];
+        const bool any = pay_adagrad(w, accumulator, left, c, row[n_common], [=](int64_t) { return owed; }, is_left);
+        int64_t rest = 0;
+        for (int64_t j = 0; j < left; ++j) {
+          if (!any || !is_left[j]) {
+            part.w[place[j]] = w[j];
+            continue;
+          }
+          w[rest] = w[j], accumulator[rest] = accumulator[j], place[rest] = place[j];
+          ++rest;
+        }
+        left = rest;
+        for (int64_t stop = std::min<int64_t>(to, t + between_looks); t < stop; ++t)
+          idle_run({w, {accumulator, nullptr, nullptr}, nullptr}, left, Scalars<Rule, T>(steps.row(t)));
+      }
     }
   }
 
   // Step by step, until none of some coefficients moves any more.
   static void replay(const Run<T>& run, T unit, int64_t n, const Steps<T>& steps, int64_t from, int64_t to) {
-    constexpr int64_t between_looks = 8;
     T before[replayed_together];
     for (int64_t i = 0; i < n; i += replayed_together) {
       const Run<T> part = run.from(i);
