@@ -175,7 +175,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 y,
                 accept_sparse="csr",
                 accept_large_sparse=True,
-                dtype=self._dtype if going_on else DTYPES,
+                dtype=self._dtype_of(live) if going_on else DTYPES,
                 order="C",
                 multi_output=True,
                 reset=not going_on,
@@ -241,6 +241,10 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             self._copy_out()
             return None
         return live.trainer
+
+    def _dtype_of(self, live: Trainer | None) -> Any:
+        """Return the dtype of the parameters, without copying these out."""
+        return self._dtype if live is None else live.network.dtype
 
     #: The attributes that hold parameters and state, copied out when they are first read.
     _published: ClassVar[frozenset[str]] = frozenset()

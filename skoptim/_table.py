@@ -107,10 +107,10 @@ class LinearTable:
     def write_weights(self) -> None:
         """Pay all debts, and copy the weights, and averaged sums, to network and state."""
         average = self._make("average_sum", np.float64) if self.is_averaging else None
-        self._native.store(self.network.parameters, [], average, None)
+        self._native.store(self.network.parameters, [], average, None, last=False)
 
     def release(self) -> None:
-        """Pay all debts, and give network and state their arrays back."""
+        """Pay all debts, and give network and state their arrays back; the table is empty then."""
         slots = [self._make(name, self.network.dtype) for name in self.slot_names]
         average = self._make("average_sum", np.float64) if self.is_averaging else None
         unit = None
@@ -118,7 +118,7 @@ class LinearTable:
             unit = self.state.slots["unit"] = np.empty(
                 self.network.layer_sizes[0], self.network.dtype
             )
-        self._native.store(self.network.parameters, slots, average, unit)
+        self._native.store(self.network.parameters, slots, average, unit, last=True)
 
     @contextmanager
     def undone_on_error(self, data: Dataset) -> Iterator[None]:

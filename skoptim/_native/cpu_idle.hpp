@@ -339,34 +339,33 @@ struct AdagradDebts {
   double steps, rates, squares;
 };
 
-// debt(i) returns those of the i-th coefficient; left[i] tells where the closed form does not hold, and the
-// weight is still to be paid. Returns whether there is any such.
+// debt(i) returns those of the i-th coefficient; left[i] is 1, not 0, where the closed form does not hold and
+// the weight is still to be paid. Returns whether there is any such.
 template <class T, class Debt>
-bool pay_adagrad(T* w, const T* accumulator, int64_t n, const Common<T>& c, T epsilon, Debt debt, uint8_t* left) {
-  const double l1 = c.l1, l2 = c.l2, per_l2 = l2 > 0 ? l1 / l2 : 0.0;
-  uint8_t any = 0;
+bool pay_adagrad(T* w, const T* accumulator, int64_t n, const Common<T>& c, T epsilon, Debt debt, double* left) {
+  const double l1 = c.l1, l2 = c.l2, per_l2 = l2 > 0 ? l1 / l2 : 0.0, lower = c.lower, upper = c.upper;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const AdagradDebts owed = debt(i);
-    const double denominator = double(math::sqrt(accumulator[i])) + epsilon, magnitude = absolute(double(w[i]));
-    const double x = l2 / denominator, count = larger(owed.steps, 1.0), mean = owed.rates / count;
-    const double variance = larger(owed.squares / count - mean * mean, 0.0);
+    const double before = w[i], magnitude = absolute(before);
+    const double denominator = double(math::sqrt(accumulator[i])) + epsilon, inverse = 1.0 / denominator;
+    const double x = l2 * inverse, count = larger(owed.steps, 1.0), mean = owed.rates / count;
+    const double variance = larger(owed.squares / count - mean * mean, 0.0), spread = x * x * variance;
     const double ridge = 1.0 + x * mean;
-    const double exponent =
-        owed.steps * (math::log1p_positive(x * mean) - 0.5 * x * x * variance / (ridge * ridge));
+    const double exponent = owed.steps * (math::log1p_positive(x * mean) - 0.5 * spread / (ridge * ridge));
     const double shrunk = magnitude + (magnitude + per_l2) * math::expm1(-exponent);
-    const double thresholded = magnitude - l1 / denominator * owed.rates;
+    const double thresholded = magnitude - l1 * inverse * owed.rates;
     const double rest = l2 > 0 ? shrunk : thresholded;
-    const bool inside = w[i] == clamp(w[i], c.lower, c.upper);
-    const bool holds = inside && l1 + l2 * magnitude <= 2.0 * denominator && x * x * variance < 1e-10;
-    const T paid = rest <= 0 ? T(0) : math::copysign(T(rest), w[i]);
-    const bool rests = owed.steps == 0.0 || (inside && w[i] == T(0));
-    const bool stays = rests || !holds;
-    left[i] = uint8_t(!rests && !holds);
-    any |= left[i];
-    w[i] = stays ? w[i] : paid;
+    const double paid = rest <= 0 ? 0.0 : math::copysign(rest, before);
+    const bool inside = before == clamp(before, lower, upper);
+    const bool holds = inside & (l1 + l2 * magnitude <= 2.0 * denominator) & (spread < 1e-10);
+    const bool rests = (owed.steps == 0.0) | (inside & (before == 0.0));
+    left[i] = rests | holds ? 0.0 : 1.0;
+    w[i] = T(!rests & holds ? paid : before);
   }
-  return any != 0;
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += left[i];
+  return total > 0;
 }
 
 SKOPTIM_END

@@ -1,5 +1,6 @@
 // A block of zeroed memory that asks the system for large pages, which random access needs.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -48,6 +49,14 @@ class Memory {
 #endif
     std::free(data_);
   }
+  // Gives the memory of the first n numbers back to the system, in whole pages; they are lost.
+  void discard([[maybe_unused]] int64_t n) {
+#ifdef __linux__
+    const size_t end = size_t(n) * sizeof(T) / page * page;
+    if (mapped_ && end > discarded_) madvise(reinterpret_cast<char*>(data_) + discarded_, end - discarded_, MADV_DONTNEED);
+    discarded_ = std::max(discarded_, end);
+#endif
+  }
   T* data() { return data_; }
   const T* data() const { return data_; }
   int64_t size() const { return size_; }
@@ -58,10 +67,12 @@ class Memory {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     std::swap(mapped_, other.mapped_);
+    std::swap(discarded_, other.discarded_);
   }
   T* data_ = nullptr;
   int64_t size_ = 0;
   bool mapped_ = false;
+  size_t discarded_ = 0;  // bytes
 };
 
 SKOPTIM_END

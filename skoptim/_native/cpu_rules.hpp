@@ -206,11 +206,11 @@ struct RuleDriver {
       for (int64_t t = from; left > 0;) {
         const AdagradDebts owed{double(to - t), steps.decay[to] - steps.decay[t],
                                 steps.threshold[to] - steps.threshold[t]};
-        uint8_t is_left[replayed_together];
+        double is_left[replayed_together];
         const bool any = pay_adagrad(w, accumulator, left, c, row[n_common], [=](int64_t) { return owed; }, is_left);
         int64_t rest = 0;
         for (int64_t j = 0; j < left; ++j) {
-          if (!any || !is_left[j]) {
+          if (!any || is_left[j] == 0) {
             part.w[place[j]] = w[j];
             continue;
           }

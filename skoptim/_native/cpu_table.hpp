@@ -148,7 +148,7 @@ class RuleTable final : public LinearTable<T> {
     if (averaging_) rest_.average.assign(average + n, average + n + width_);
   }
 
-  void store(T* w, T* const* slots, double* average, T* unit) override {
+  void store(T* w, T* const* slots, double* average, T* unit, bool last) override {
     settle();
     visit_all([&](int64_t first, int64_t n) {
       std::copy_n(taken_.w.data(), n * width_, w + first * width_);
@@ -158,6 +158,7 @@ class RuleTable final : public LinearTable<T> {
         if (average) std::memcpy(average + c * width_, at(c) + layout_.average, width_ * sizeof(double));
         if (unit) unit[c] = at(c)[layout_.unit];
       }
+      if (last) records_.discard((first + n) * layout_.size);
     });
     const int64_t n = n_columns_ * width_;
     std::copy_n(rest_.intercept.data(), width_, w + n);
@@ -304,6 +305,7 @@ class RuleTable final : public LinearTable<T> {
     layout_.mark = layout_.unit + has_units_;
     layout_.average = layout_.mark + (has_marks(owing) ? of_double : 0);
     layout_.size = layout_.average + (averaging_ ? of_double * width_ : 0);
+    if (layout_.size == 3) layout_.size = 4;  // So that no record lies across two cache lines.
     records_ = Memory<T>(n_columns_ * layout_.size);
     outgrows_cache_ = n_columns_ * layout_.size * int64_t(sizeof(T)) > cache_bytes;
     start_account();
@@ -357,7 +359,7 @@ class RuleTable final : public LinearTable<T> {
     for (int j = 0; j <= n_slots; ++j) values[j].resize(size);
     T* slots[max_slots] = {values[1].data(), values[2].data(), values[3].data()};
     T* const units = has_units_ ? unit.data() : nullptr;
-    store(values[0].data(), slots, nullptr, units);
+    store(values[0].data(), slots, nullptr, units, !kept_.keeping || kept_.all);
     load(values[0].data(), slots, nullptr, units, needed);
   }
 
@@ -474,7 +476,7 @@ class RuleTable final : public LinearTable<T> {
     if (!pay_adagrad(taken_.w.data(), taken_.slots[0].data(), n, load_common(row), row[n_common], debt, left_.data()))
       return;
     for (int64_t e = 0; e < n; ++e)
-      if (left_[e])
+      if (left_[e] != 0)
         Driver::pay_each(taken_.run(has_units_).from(e), T(1), nullptr, 1, steps, int64_t(mark[e]), now_);
   }
 
@@ -843,7 +845,7 @@ class RuleTable final : public LinearTable<T> {
   int64_t now_ = 0;  // steps of the record that were taken
   Columns<T> taken_;
   std::vector<int32_t> places_, position_;
-  std::vector<uint8_t> left_;
+  std::vector<double> left_;
   std::vector<T> scores_, derivatives_, bias_gradient_;
   Kept kept_;
 };

@@ -113,7 +113,9 @@ SKOPTIM_HD T log1p_positive(T x) {
   const T sum = large ? T(1) + x : T(1);
   const Bits bits = __builtin_bit_cast(Bits, sum), exponent = bits >> B::mantissa;
   const T unit = __builtin_bit_cast(T, Bits((bits & ((Bits(1) << B::mantissa) - 1)) | (Bits(B::bias) << B::mantissa)));
-  const T n = T(exponent - B::bias);
+  // An integer in the low bits of 2^mantissa is added to it.
+  constexpr T power = T(Bits(1) << B::mantissa);
+  const T n = __builtin_bit_cast(T, Bits(exponent | __builtin_bit_cast(Bits, power))) - (power + T(B::bias));
   return log1p_fraction(large ? unit - T(1) : x) + n * T(0.69314718055994530942);
 }
 

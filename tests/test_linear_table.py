@@ -1,0 +1,259 @@
+"""Linear models on CSR data: long rests, units of the data, and training that goes on in its table.
+
+Expected values come from the same training on dense arrays, on data in other units, or in one go.
+"""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from optimizer_table import ELEMENTWISE
+from sklearn.base import clone
+from sklearn.datasets import make_classification, make_regression
+
+from skoptim import SGDClassifier, SGDRegressor
+from skoptim._training import Trainer
+from skoptim.optimizers import FTRL, SGD, Adagrad, Adam, NormalizedFTRL, RMSprop
+from skoptim.penalties import Box
+from skoptim.schedules import InverseScaling, Warmup
+
+# Long rests.
+
+N_IDLE = 100_000
+
+
+def long_rest():
+    """Return a matrix whose first two columns are touched in the first and the last rows alone."""
+    rng = np.random.default_rng(0)
+    n = N_IDLE + 20
+    X = np.zeros((n, 4))
+    X[:10, :2], X[-10:, :2] = rng.standard_normal((2, 10, 2))
+    X[:, 2] = rng.standard_normal(n) * (rng.random(n) < 0.5)
+    X[::1000, 3] = 1.0
+    y = X @ [1.0, -0.5, 2.0, 0.3] + 0.1 * rng.standard_normal(n)
+    return X, y
+
+
+LONG_X, LONG_Y = long_rest()
+PENALTIES = {
+    "none": {"penalty": None},
+    "l1": {"penalty": "l1", "alpha": 1e-5},
+    "l2": {"penalty": "l2", "alpha": 1e-3},
+    "elasticnet": {"penalty": "elasticnet", "alpha": 1e-4},
+    "average": {"penalty": "l2", "alpha": 1e-4, "average": 1000},
+    "box": {"penalty": Box(-0.7, 0.7)},
+}
+SCHEDULED = {
+    "sgd-inverse": SGD(InverseScaling(0.05)),
+    "momentum-warmup": SGD(Warmup(0.002, 5000), momentum=0.9, nesterov=True),
+    "adagrad-inverse": Adagrad(InverseScaling(0.3, power=0.1)),
+    "adam-inverse": Adam(InverseScaling(0.01)),
+    "rmsprop-momentum": RMSprop(0.002, momentum=0.9),
+    "ftrl-inverse": FTRL(InverseScaling(1.0, power=0.2)),
+}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *SCHEDULED])
+def test_columns_untouched_for_1e5_steps(name, penalty, monkeypatch):
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    optimizer = ELEMENTWISE[name] if name in ELEMENTWISE else SCHEDULED[name]
+    model = SGDRegressor(optimizer=optimizer, shuffle=False, max_iter=1, tol=None, **penalty)
+    dense, sparse = clone(model), clone(model)
+    try:
+        dense.fit(LONG_X, LONG_Y)
+    except ValueError as error:
+        assert "diverged" in str(error)
+        with pytest.raises(ValueError, match="diverged"):
+            sparse.fit(sp.csr_matrix(LONG_X), LONG_Y)
+        return
+    sparse.fit(sp.csr_matrix(LONG_X), LONG_Y)
+    # Rounding of 1e5 dense steps, each of about 1e-16.
+    np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(sparse.intercept_, dense.intercept_, rtol=1e-9, atol=1e-10)
+    np.testing.assert_array_equal(sparse.coef_ == 0, dense.coef_ == 0)
+
+
+# Units of the data.
+
+
+def sparse_problem(n_classes=2):
+    X, y = make_classification(
+        400, 12, n_informative=8, n_classes=n_classes, random_state=0, shift=None, scale=None
+    )
+    X[np.abs(X) < 0.7] = 0
+    return X, y
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
+def test_normalized_ftrl_is_ftrl_in_units_of_the_data(sparse):
+    X, y = sparse_problem()
+    largest = np.abs(X).max(axis=0)
+    norm = 1 + (np.square(X / largest).sum(axis=1)[:: 2 if len(y) > 256 else 1]).mean()
+    given, scaled = (sp.csr_matrix(A) if sparse else A for A in (X, X / largest))
+    options = {"loss": "log_loss", "penalty": None, "max_iter": 3, "tol": None, "random_state": 0}
+    normalised = SGDClassifier(optimizer=NormalizedFTRL(0.7, beta=0.3), **options).fit(given, y)
+    plain = SGDClassifier(optimizer=FTRL(0.7 / norm**0.5, beta=0.3), **options).fit(scaled, y)
+    np.testing.assert_allclose(normalised.coef_ * largest, plain.coef_, rtol=1e-10)
+    np.testing.assert_allclose(normalised.intercept_, plain.intercept_, rtol=1e-10)
+    np.testing.assert_allclose(normalised.optimizer_state_.slots["unit"], 1 / largest)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
+@pytest.mark.parametrize("unit", [2.0**-20, 2.0**20])
+def test_units_of_features_and_targets_do_not_matter(unit, sparse):
+    X, y = make_regression(200, 6, noise=1.0, random_state=0)
+    scales = unit ** np.array([1, 0, -1, 1, 0, 1])
+    A, B = (sp.csr_matrix(Z) if sparse else Z for Z in (X, X * scales))
+    model = SGDRegressor(penalty=None, max_iter=4, tol=None, random_state=0)
+    first = clone(model).fit(A, y)
+    other = clone(model).fit(B, y * 2.0**15)
+    # Powers of two, so that nothing is rounded.
+    np.testing.assert_array_equal(other.coef_ * scales, first.coef_ * 2.0**15)
+    np.testing.assert_array_equal(other.intercept_, first.intercept_ * 2.0**15)
+
+
+@pytest.mark.parametrize("n_classes", [2, 12], ids=["one-output", "wide"])
+def test_units_that_grow_in_partial_fit_are_the_same_for_dense_and_csr(n_classes):
+    X, y = sparse_problem(4)
+    y = y if n_classes == 12 else y % 2
+    classes = np.arange(n_classes)
+    X[200:] *= 8  # A new largest value in the second block, and it changes units.
+    models = []
+    for convert in (np.asarray, sp.csr_matrix):
+        model = SGDClassifier("log_loss", alpha=1e-3, penalty="elasticnet", random_state=0)
+        for part in (slice(0, 200), slice(200, 400)):
+            model.partial_fit(convert(X[part]), y[part], classes=classes)
+        models.append(model)
+    np.testing.assert_allclose(models[1].coef_, models[0].coef_, rtol=1e-9, atol=1e-12)
+    unit = models[1].optimizer_state_.slots["unit"]
+    np.testing.assert_allclose(unit, 1 / np.abs(X).max(axis=0), rtol=1e-12)
+
+
+def test_a_new_unit_leaves_the_weights_as_they_are():
+    X, y = sparse_problem()
+    model = SGDClassifier("log_loss", penalty="l1", alpha=1e-3, random_state=0)
+    model.partial_fit(sp.csr_matrix(X), y, classes=[0, 1])
+    before = model.coef_.copy()
+    # A sample that weighs next to nothing, with large values.
+    model.partial_fit(sp.csr_matrix(np.full((1, 12), 100.0)), [1], sample_weight=[1e-300])
+    np.testing.assert_allclose(model.coef_, before, rtol=1e-2)
+    np.testing.assert_array_equal(model.coef_ == 0, before == 0)
+
+
+# FTRL and L1.
+
+
+@pytest.mark.parametrize("kind", ["strength", "penalty"])
+def test_non_zeros_of_ftrl_fall_as_l1_grows(kind):
+    rng = np.random.default_rng(0)
+    X = sp.random_array((2000, 500), density=0.02, format="csr", rng=rng)
+    y = X @ (rng.standard_normal(500) * (rng.random(500) < 0.2)) > 0
+    counts, losses = [], []
+    for strength in (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 1000.0):
+        model = SGDClassifier("log_loss", penalty="l1", alpha=0.0, random_state=0, max_iter=3)
+        if kind == "strength":
+            model.set_params(optimizer=FTRL(1.0, l1=strength))
+        else:
+            model.set_params(optimizer=FTRL(1.0), alpha=strength / 6000)
+        model.set_params(tol=None).fit(X, y)
+        counts.append(np.count_nonzero(model.coef_))
+        losses.append(model.history_["loss"][-1])
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > 450
+    assert counts[-1] == 0
+    assert len(set(counts)) == len(counts)
+
+
+# Training that goes on where it lies.
+
+LIVE = {
+    "normalized_ftrl": NormalizedFTRL(),
+    "ftrl": FTRL(0.5),
+    "sgd": SGD(0.1),
+    "adagrad": Adagrad(0.1),
+    "adam": Adam(0.01),
+}
+
+
+def blocks(n_classes=3):
+    X, y = sparse_problem(n_classes)
+    return [(sp.csr_matrix(X[i : i + 50]), y[i : i + 50]) for i in range(0, 400, 50)]
+
+
+def streamed(model, parts, look=None):
+    for X, y in parts:
+        model.partial_fit(X, y, classes=[0, 1, 2])
+        if look is not None:
+            look(model)
+    return model
+
+
+LOOKS = {
+    "coef_": lambda model: model.coef_,
+    "state": lambda model: model.optimizer_state_,
+    "prediction": lambda model: model.predict(np.zeros((1, 12))),
+    "pickle": pickle.dumps,
+    "hasattr": lambda model: hasattr(model, "coef_"),
+    "vars of a clone": clone,
+}
+
+
+@pytest.mark.parametrize("average", [False, 100])
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+@pytest.mark.parametrize("optimizer", LIVE.values(), ids=LIVE)
+def test_looking_at_a_stream_does_not_change_it(optimizer, look, average, monkeypatch):
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    model = SGDClassifier(
+        "log_loss", penalty="l1", alpha=1e-3, optimizer=optimizer, random_state=0, average=average
+    )
+    alone, watched = streamed(clone(model), blocks()), streamed(clone(model), blocks(), look)
+    np.testing.assert_allclose(watched.coef_, alone.coef_, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(watched.intercept_, alone.intercept_, rtol=1e-10, atol=1e-14)
+    assert watched.t_ == alone.t_ == 400
+
+
+@pytest.mark.parametrize("optimizer", LIVE.values(), ids=LIVE)
+def test_a_failed_block_leaves_the_stream_as_it_was(optimizer, monkeypatch):
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    model = SGDClassifier("log_loss", penalty="l1", alpha=1e-3, optimizer=optimizer)
+    model.set_params(random_state=0)
+    parts = blocks()
+    alone = streamed(clone(model), parts)
+    disturbed = streamed(clone(model), parts[:4])
+    X, y = parts[4]
+    with monkeypatch.context() as patch:
+        # The block is trained on, and any loss is then taken for a divergence.
+        patch.setattr("skoptim._training._EXPLOSION", -1.0)
+        with pytest.raises(ValueError, match="diverged"):
+            disturbed.partial_fit(X, y)
+    assert disturbed.t_ == 200
+    streamed(disturbed, parts[4:])
+    np.testing.assert_allclose(disturbed.coef_, alone.coef_, rtol=1e-12, atol=1e-15)
+    assert len(disturbed.history_["loss"]) == len(alone.history_["loss"])
+
+
+def test_a_stream_survives_its_pickle():
+    alone = streamed(SGDClassifier("log_loss", random_state=0), blocks())
+    moved = pickle.loads(
+        pickle.dumps(streamed(SGDClassifier("log_loss", random_state=0), blocks()[:3]))
+    )
+    np.testing.assert_allclose(streamed(moved, blocks()[3:]).coef_, alone.coef_, rtol=1e-10)
+
+
+def test_threads_may_read_a_stream_at_once():
+    expected = streamed(SGDClassifier("log_loss", random_state=0), blocks()).coef_
+    model = streamed(SGDClassifier("log_loss", random_state=0), blocks())
+    with ThreadPoolExecutor(8) as pool:
+        for coef in pool.map(lambda _: model.coef_, range(32)):
+            np.testing.assert_array_equal(coef, expected)
+
+
+def test_what_a_model_has_not_got_is_an_attribute_error():
+    model = streamed(SGDClassifier("log_loss", random_state=0), blocks()[:1])
+    with pytest.raises(AttributeError, match="nonsense"):
+        model.nonsense  # noqa: B018
+    with pytest.raises(AttributeError, match="coef_"):
+        SGDClassifier().coef_  # noqa: B018
