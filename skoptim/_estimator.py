@@ -24,6 +24,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from skoptim._devices import select_device, to_host
 from skoptim._network import Dataset, Network
+from skoptim._table import LinearTable
 from skoptim._training import Options, Trainer, Validation
 from skoptim._validation import (
     DTYPES,
@@ -168,7 +169,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         fitted = "history_" in vars(self)
         going_on = fitted and (incremental or self.warm_start)
         live = self._take_live(optimizer) if incremental else None
-        with self._undone_on_error():
+        with self._undone_on_error(), nullcontext() if live is None else live.lock:
             X, y = validate_data(
                 self,
                 X,
@@ -191,8 +192,13 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 )
             class_info = (getattr(self, "classes_", None), getattr(self, "class_weight", None))
             weights = check_weights(sample_weight, X, targets.labels, *class_info)
-            if incremental and fitted and weights is not None and not weights.any():
-                return self  # Nothing counts, so nothing changes.
+            if incremental and weights is not None and not weights.any():
+                if fitted:
+                    return self  # Nothing counts, so nothing changes.
+                raise ValueError(
+                    "sample_weight is zero for all samples of the first call of partial_fit; it "
+                    "needs samples that count."
+                )
             random_state = check_random_state(self.random_state)
             held_out = (X_val, y_val, sample_weight_val)
             data, validation = self._split(
@@ -205,31 +211,44 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 data.target_moments = Moments.of(taken)
             network = self._make_network(X.shape[1], targets.n_outputs, loss, device, X.dtype)
             options = self._options(data.n_samples, device, incremental)
-            if live is None:
-                table = None
+
+            def make_trainer(state: OptimizerState, table: LinearTable | None) -> Trainer:
+                return Trainer(
+                    network,
+                    optimizer,
+                    state,
+                    terms,
+                    data,
+                    options,
+                    history=self.history_ if incremental and fitted else {},
+                    validation=validation,
+                    table=table,
+                )
+
+            trainer = None
+            if live is not None:
+                optimizer._validate(network.dtype)
+                trainer = make_trainer(live.trainer.state, live.trainer.table)
+                if not trainer.trains_in_table():
+                    self._copy_out()
+                    trainer = None
+            if trainer is None:
                 state = self._start(
                     network, optimizer, going_on, random_state, initial, options.batch_size
                 )
-            else:
-                assert live.table is not None
-                state, table = live.state, live.table.moved_to(network)
-            trainer = Trainer(
-                network,
-                optimizer,
-                state,
-                terms,
-                data,
-                options,
-                history=self.history_ if incremental and fitted else {},
-                validation=validation,
-                table=table,
-            )
-            with nullcontext() if table is None else table.undone_on_error(data):
+                trainer = make_trainer(state, None)
                 self._run_with_callbacks(trainer, X, y, weights)
+            else:
+                assert live is not None
+                assert trainer.table is not None
+                if trainer.settings != live.trainer.settings:
+                    trainer.table.settle()
+                with trainer.table.lent_to(network, data):
+                    self._run_with_callbacks(trainer, X, y, weights)
         self._publish(trainer, optimizer, incremental, adding=incremental and fitted)
         return self
 
-    def _take_live(self, optimizer: Optimizer) -> Trainer | None:
+    def _take_live(self, optimizer: Optimizer) -> Live | None:
         """Return the last training, to go on with, if nothing has been read of it since."""
         live = vars(self).get("_live")
         if live is None:
@@ -240,11 +259,11 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         ):
             self._copy_out()
             return None
-        return live.trainer
+        return live
 
-    def _dtype_of(self, live: Trainer | None) -> Any:
+    def _dtype_of(self, live: Live | None) -> Any:
         """Return the dtype of the parameters, without copying these out."""
-        return self._dtype if live is None else live.network.dtype
+        return self._dtype if live is None else live.trainer.network.dtype
 
     #: The attributes that hold parameters and state, copied out when they are first read.
     _published: ClassVar[frozenset[str]] = frozenset()
@@ -256,15 +275,15 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
 
     def _copy_out(self) -> None:
         """Set the attributes that hold parameters and state, where these still lie in a table."""
-        live = vars(self).get("_live")
-        if live is None:
-            return
-        with live.lock:
-            if "_live" not in vars(self):
-                return  # Another thread was faster.
-            self._set_parameters(live.trainer)
-            self._set_state(live.trainer)
-            del self._live
+        while "_live" in vars(self):
+            live: Live = self._live
+            with live.lock:
+                if vars(self).get("_live") is not live:
+                    continue  # Another thread was faster, or has trained on.
+                has_parameters = self._published <= vars(self).keys()
+                self._set_parameters(live.trainer)
+                self._set_state(live.trainer, with_parameters=not has_parameters)
+                del self._live
 
     def __getstate__(self) -> Any:
         self._copy_out()
@@ -516,12 +535,15 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             self.best_validation_score_ = None
 
     def _set_parameters(self, trainer: Trainer) -> None:
-        if not self._published & vars(self).keys():
+        """Set the attributes that hold parameters, those that are not there."""
+        if not self._published <= vars(self).keys():
             for name, value in self._attributes(trainer.network, trainer.weights).items():
-                setattr(self, name, value)
+                if name not in vars(self):
+                    setattr(self, name, value)
 
-    def _set_state(self, trainer: Trainer) -> None:
-        trainer.leave_table()
+    def _set_state(self, trainer: Trainer, *, with_parameters: bool = True) -> None:
+        # Parameters that were published are the user's: they are not written to again.
+        trainer.leave_table(with_parameters=with_parameters or bool(trainer.options.average))
         if trainer.options.average:
             # The published weights are averages; training goes on from these.
             trainer.state.slots["parameters"] = trainer.network.parameters

@@ -70,10 +70,9 @@ class LinearTable:
             self.is_averaging,
         )
 
-    def moved_to(self, network: Network) -> LinearTable:
-        """Let the weights be those of another network of the same shape; return self."""
-        self.network = network
-        return self
+    def settle(self) -> None:
+        """Pay all debts, with the scalars under which they were made."""
+        self._native.settle()
 
     def train(self, native_data: Any, order: Any, scalars: Scalars, batch_size: int) -> float:
         """Take a block of steps; return the sum of the losses.
@@ -109,8 +108,9 @@ class LinearTable:
         average = self._make("average_sum", np.float64) if self.is_averaging else None
         self._native.store(self.network.parameters, [], average, None, last=False)
 
-    def release(self) -> None:
+    def release(self, *, with_parameters: bool = True) -> None:
         """Pay all debts, and give network and state their arrays back; the table is empty then."""
+        parameters = self.network.parameters if with_parameters else None
         slots = [self._make(name, self.network.dtype) for name in self.slot_names]
         average = self._make("average_sum", np.float64) if self.is_averaging else None
         unit = None
@@ -118,17 +118,19 @@ class LinearTable:
             unit = self.state.slots["unit"] = np.empty(
                 self.network.layer_sizes[0], self.network.dtype
             )
-        self._native.store(self.network.parameters, slots, average, unit, last=True)
+        self._native.store(parameters, slots, average, unit, last=True)
 
     @contextmanager
-    def undone_on_error(self, data: Dataset) -> Iterator[None]:
-        """Bring back what was before, should training on `data` fail."""
-        step, carries = self.state.step, dict(self.state.carries)
+    def lent_to(self, network: Network, data: Dataset) -> Iterator[None]:
+        """Let another network of this shape train on `data`; bring all back, should that fail."""
+        owner, step, carries = self.network, self.state.step, dict(self.state.carries)
+        self.network = network
         self._native.keep(data.X.native, data.rows, 0, data.n_samples)
         try:
             yield
         except BaseException:
             self._native.undo()
+            self.network = owner
             self.state.step, self.state.carries = step, carries
             raise
         self._native.forget()

@@ -95,6 +95,8 @@ class Trainer:
         self.history = history
         self.device = network.device
         self.table = table
+        #: Debts in a table are paid under the settings under which they were made.
+        self.settings = repr(optimizer), terms
         self.n_samples = data.n_samples
         self.n_iter = 0
         self.best_score, self.best_loss = -np.inf, np.inf
@@ -155,10 +157,10 @@ class Trainer:
             self.device.xp.clip(coefs, self.terms.lower, self.terms.upper, out=coefs)
         return averaged
 
-    def leave_table(self) -> None:
-        """Let parameters and state lie in plain arrays again."""
+    def leave_table(self, *, with_parameters: bool = True) -> None:
+        """Let parameters, unless they are known already, and state lie in plain arrays again."""
         if self.table is not None:
-            self.table.release()
+            self.table.release(with_parameters=with_parameters)
             self.table = None
 
     def without_data(self) -> Trainer:
@@ -173,11 +175,7 @@ class Trainer:
     def _prepare(self) -> None:
         """Choose how sparse steps are taken, measure the units of the data, start averages."""
         state = self.state
-        is_sparse = self.data.X.is_sparse and self.optimizer.rule is not None
-        self._lazy = is_sparse and self._owing_pays()
-        in_table = self._lazy and self._fits_one_call()
-        if self.table is not None and not in_table:
-            self.leave_table()
+        in_table = self.trains_in_table()
         if self.table is None:
             self._add_slots()
         if in_table and state.step:
@@ -186,6 +184,12 @@ class Trainer:
             self._measure_units()
         if in_table:
             self._enter_table()
+
+    def trains_in_table(self) -> bool:
+        """Whether the data and the optimizer are such that a table serves."""
+        is_sparse = self.data.X.is_sparse and self.optimizer.rule is not None
+        self._lazy = is_sparse and self._owing_pays()
+        return self._lazy and self._fits_one_call()
 
     def _add_slots(self) -> None:
         """Make the arrays that the loop itself keeps in the state."""
@@ -313,18 +317,18 @@ class Trainer:
             batch_size=batch_size,
             average=self._averaging(n_steps),
         )
-        if self.table is not None:
-            order = self._listed(order)[part]
-            loss = self.table.train(self._native_data, order, scalars, batch_size)
-        elif self._fits_one_call():
-            order = self._listed(order)[part]
-            native = cpu_linear.native_scalars(scalars, self.network.dtype)
-            updater = self._bind(scalars.first(1).rows())
-            loss = updater.train_linear(self._native_data, order, native, batch_size)
-        else:
+        if self.table is None and not self._fits_one_call():
             loss = self._steps(self._bind(scalars.rows()), scalars, order, part)
+            self.optimizer.advance(self.state, scalars, self.terms)
+            return loss
+        order = self._listed(order)[part]
+        updater: Any = self._bind(scalars.first(1).rows()) if self.table is None else None
+        # Counted first: an interrupt is raised right after the call, which takes all of the steps.
         self.optimizer.advance(self.state, scalars, self.terms)
-        return loss
+        if self.table is not None:
+            return self.table.train(self._native_data, order, scalars, batch_size)
+        native = cpu_linear.native_scalars(scalars, self.network.dtype)
+        return updater.train_linear(self._native_data, order, native, batch_size)
 
     def _bind(self, rows: np.ndarray) -> Any:
         """Return an updater of the parameters for the steps with these rows of scalars."""

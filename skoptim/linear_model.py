@@ -219,7 +219,7 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
     epsilon : float, default=0.1
         Unused by the classification losses; kept so that the signature is scikit-learn's.
     n_jobs : int or None, default=None
-        Reserved for parallel training; training uses one thread.
+        Accepted for scikit-learn's sake, and without effect: training uses one thread.
     random_state : int, RandomState or None, default=None
         Seed of the order of the samples and of the validation split.
     early_stopping : bool, default=False
@@ -509,7 +509,7 @@ class SGDRegressor(RegressorTargets, RegressorMixin, _Linear):
     epsilon : float, default=0.1
         Width of the "huber" and the insensitive losses, in units of the target.
     n_jobs : int or None, default=None
-        Reserved for parallel training; training uses one thread.
+        Accepted for scikit-learn's sake, and without effect: training uses one thread.
     random_state : int, RandomState or None, default=None
         Seed of the order of the samples and of the validation split.
     early_stopping : bool, default=False

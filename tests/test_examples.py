@@ -8,6 +8,7 @@ import custom_optimizer
 import datasets
 import digits_and_mnist
 import numpy as np
+import out_of_core
 import pytest
 import report
 import text_classification
@@ -76,6 +77,18 @@ def test_main_job_prints_one_table_and_saves_the_curves(output, capsys):
     assert (output / "text_classification_bbc.png").exists()
 
 
+def test_stream_of_files_is_learned_in_constant_memory(capsys):
+    model = out_of_core.main(["--small"])
+    assert model.coef_.shape == (5, out_of_core.N_FEATURES)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    accuracies, memory = [float(row[3]) for row in rows], [float(row[-1]) for row in rows]
+    assert len(rows) >= 5
+    assert accuracies[-1] > 0.85
+    # The first files make the model; after that files come and go.
+    if not np.isnan(memory).any():
+        assert memory[-1] - memory[1] < 10
+
+
 def test_custom_optimizer_in_four_estimators():
     rows = custom_optimizer.score_estimators()
     assert [row[0] for row in rows] == [
@@ -114,7 +127,7 @@ def test_readme_begins_with_the_two_commands():
     ]
     assert [shlex.split(line) for line in second.splitlines()] == [
         ["pip", "install", "-e", ".[test]"],
-        ["pytest"],
+        ["pytest", "-n", "auto"],
     ]
 
 

@@ -130,7 +130,7 @@ class FadingReplay {
       const bool fits = steps.factors && !steps.averaging && c.l1 == T(0) && c.group_l1 == T(0) &&
                         c.coupled_l2 == T(0) && !(c.lower > -T(SKOPTIM_INFINITY)) &&
                         !(c.upper < T(SKOPTIM_INFINITY)) && double(F::epsilon(k)) > smallest &&
-                        Rule::contracts(k);
+                        Rule::contracts(k) && root_decay(k) > 0 && steps.factors[from * n_fading_factors] > T(0);
       if (!fits) return 0;
       // The loop begins with a step, so the first roots are those of the step before.
       const T start = T(root_decay(k)) / (F::correction(k) * steps.factors[from * n_fading_factors]);
@@ -243,7 +243,9 @@ class FadingReplay {
       if (t == to) break;
       if (moves) moves = moment_matters(tile, steps, t);
       const Common<T> c = load_common(steps.row(t));
-      if (!moves && c.l2 == T(0) && c.shrink == T(1)) break;
+      // At about the highest rate to come.
+      const bool lasts = double(c.learning_rate) >= 0.5 * steps.highest_rate[t];
+      if (!moves && lasts && c.l2 == T(0) && c.shrink == T(1)) break;
     }
   }
 

@@ -514,17 +514,23 @@ class TableObject {
     loaded_ = true;
   }
 
-  void store(Vector<T> w, const std::vector<Vector<T>>& slots, const std::optional<Vector<double>>& average,
+  void store(const std::optional<Vector<T>>& w, const std::vector<Vector<T>>& slots, const std::optional<Vector<double>>& average,
              const std::optional<Vector<T>>& unit, bool last) {
     require_loaded();
     std::vector<T*> pointers(max_slots);
-    if (!slots.empty()) check(w.shape(0), slots, average, unit);
-    require(int64_t(w.shape(0)) == size(), "w: must have the size of the table");
+    if (!slots.empty()) check(size(), slots, average, unit);
+    require(!w || int64_t(w->shape(0)) == size(), "w: must have the size of the table");
     for (size_t j = 0; j < slots.size(); ++j) pointers[j] = slots[j].data();
     nb::gil_scoped_release unlocked;
-    table_->store(w.data(), pointers.data(), average ? average->data() : nullptr,
+    table_->store(w ? w->data() : nullptr, pointers.data(), average ? average->data() : nullptr,
                   unit ? unit->data() : nullptr, last);
     loaded_ = !last;
+  }
+
+  void settle() {
+    require_loaded();
+    nb::gil_scoped_release unlocked;
+    table_->settle();
   }
 
   double train(const LinearData<T>& data, Input<int64_t> order, const ScalarsObject<T>& scalars,
@@ -631,8 +637,9 @@ void bind(nb::module_& m, const char* suffix) {
            "width"_a, "has_units"_a, "averaging"_a)
       .def("load", &TableObject<T>::load, "w"_a.noconvert(), "slots"_a.noconvert(),
            "average"_a.noconvert().none(), "unit"_a.noconvert().none(), "last_row"_a.noconvert())
-      .def("store", &TableObject<T>::store, "w"_a.noconvert(), "slots"_a.noconvert(),
+      .def("store", &TableObject<T>::store, "w"_a.noconvert().none(), "slots"_a.noconvert(),
            "average"_a.noconvert().none(), "unit"_a.noconvert().none(), "last"_a)
+      .def("settle", &TableObject<T>::settle)
       .def("train", &TableObject<T>::train, "data"_a, "order"_a, "scalars"_a, "batch_size"_a)
       .def("observe", &TableObject<T>::observe, "x"_a, "rows"_a.none(), "first"_a, "n"_a)
       .def("penalty_sums", &TableObject<T>::penalty_sums)

@@ -277,7 +277,8 @@ struct RuleDriver {
       const Scalars<Rule, T> k(steps.row(t));
       const bool was_zero = all_zero(run.w, n);
       idle_run(run, n, k);
-      if (was_zero && all_zero(run.w, n)) {
+      const bool lasts = double(k.common.learning_rate) >= 0.5 * steps.highest_rate[t];
+      if (was_zero && lasts && all_zero(run.w, n)) {
         for (int64_t i = 0; i < n; ++i) {
           T s[slot_storage<Rule>] = {};
           for (int j = 0; j < n_slots; ++j) s[j] = run.slots[j][i];

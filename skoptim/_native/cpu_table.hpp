@@ -93,11 +93,11 @@ struct Columns {
 
   void reserve(int64_t n, int64_t width, int n_slots, bool averaging) {
     if (int64_t(number.size()) >= n) return;
-    number.resize(n);
     mark.resize(n);
     for (auto* values : {&w, &unit, &gradients}) values->resize(n * width);
     for (int j = 0; j < n_slots; ++j) slots[j].resize(n * width);
     if (averaging) average.resize(n * width);
+    number.resize(n);  // The last: its size tells that all have theirs.
   }
   Run<T> run(bool has_units) {
     return {w.data(), {slots[0].data(), slots[1].data(), slots[2].data()}, has_units ? unit.data() : nullptr};
@@ -151,7 +151,7 @@ class RuleTable final : public LinearTable<T> {
   void store(T* w, T* const* slots, double* average, T* unit, bool last) override {
     settle();
     visit_all([&](int64_t first, int64_t n) {
-      std::copy_n(taken_.w.data(), n * width_, w + first * width_);
+      if (w) std::copy_n(taken_.w.data(), n * width_, w + first * width_);
       for (int j = 0; j < n_slots; ++j)
         if (slots[j]) std::copy_n(taken_.slots[j].data(), n * width_, slots[j] + first * width_);
       for (int64_t c = first; c < first + n; ++c) {
@@ -161,7 +161,7 @@ class RuleTable final : public LinearTable<T> {
       if (last) records_.discard((first + n) * layout_.size);
     });
     const int64_t n = n_columns_ * width_;
-    std::copy_n(rest_.intercept.data(), width_, w + n);
+    if (w) std::copy_n(rest_.intercept.data(), width_, w + n);
     for (int j = 0; j < n_slots; ++j)
       if (slots[j]) std::copy_n(rest_.slots[j].data(), width_, slots[j] + n);
     if (average) std::copy_n(rest_.average.data(), width_, average + n);
@@ -305,7 +305,6 @@ class RuleTable final : public LinearTable<T> {
     layout_.mark = layout_.unit + has_units_;
     layout_.average = layout_.mark + (has_marks(owing) ? of_double : 0);
     layout_.size = layout_.average + (averaging_ ? of_double * width_ : 0);
-    if (layout_.size == 3) layout_.size = 4;  // So that no record lies across two cache lines.
     records_ = Memory<T>(n_columns_ * layout_.size);
     outgrows_cache_ = n_columns_ * layout_.size * int64_t(sizeof(T)) > cache_bytes;
     start_account();

@@ -183,7 +183,7 @@ class LinearTable {
   // `last_row` holds the scalars that were in force when the weights were made.
   virtual void load(const T* w, const T* const* slots, const double* average, const T* unit,
                     const T* last_row) = 0;
-  // Pays all debts; slots, `average` and `unit` may be null. The `last` time the table gives its memory back
+  // Pays all debts; `w`, slots, `average` and `unit` may be null. The `last` time the table gives its memory back
   // as it is read, and cannot be used any more.
   virtual void store(T* w, T* const* slots, double* average, T* unit, bool last) = 0;
   virtual void settle() = 0;

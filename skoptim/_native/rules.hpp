@@ -315,7 +315,7 @@ struct FTRL {
   // Lets the state stand for the same weight in another unit.
   template <class T>
   SKOPTIM_HD static void change_unit(T* s, T new_unit, const Common<T>& c, const T* k) {
-    const T w = weight(T(0), s, c, k), u = new_unit;
+    const T w = clamp(weight(T(0), s, c, k), c.lower, c.upper), u = new_unit;
     const T there = T(0) - w * ((k[0] / u + s[1]) * k[3] + u * c.l2) - math::copysign(u * c.l1, w);
     s[0] = w == T(0) ? s[0] * (u / k[unit]) : there;
   }

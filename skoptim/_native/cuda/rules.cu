@@ -117,7 +117,8 @@ SKOPTIM_HD void pay_group(const Parameters<T>& p, const Tile& tile, int64_t begi
       at_rest = at_rest && cell.w == T(0) && p.w[i] == T(0);
       cell.store();
     }
-    if (tile.all(at_rest)) {
+    const bool lasts = double(k.common.learning_rate) >= 0.5 * steps.highest_rate[t];
+    if (lasts && tile.all(at_rest)) {
       for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size) {
         Cell<Rule, T> cell(p, i);
         Rule::coast(cell.s, k.own, T(to - t - 1));
