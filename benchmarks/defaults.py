@@ -14,9 +14,9 @@ from sklearn import linear_model as sk
 from vowpal_wabbit import VowpalWabbit, Workspace
 
 from skoptim import SGDClassifier, SGDRegressor
-from skoptim.optimizers import FTRL, SGD, Adagrad, Adam, NormalizedFTRL
+from skoptim.optimizers import FTRL, NormalizedFTRL
 
-OPTIMIZERS = [NormalizedFTRL(), FTRL(), Adagrad(), Adam(), SGD()]
+OPTIMIZERS = [NormalizedFTRL(), FTRL()]
 LOSSES = ("log_loss", "hinge")
 
 
