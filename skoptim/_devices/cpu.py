@@ -113,13 +113,13 @@ def make_updater(
     """
     kind = getattr(core, "Updater" + SUFFIX[w.dtype])
     rows = np.ascontiguousarray(rows, dtype=w.dtype)
-    n_threads = thread_limit() if sparse else 1
+    n_threads = _thread_limit() if sparse else 1
     return kind(
         rule, w, slots, average, rows, n_columns, width, n_penalised, sparse, unit, n_threads
     )
 
 
-def thread_limit() -> int:
+def _thread_limit() -> int:
     """Return how many threads to use at most: as many as BLAS, whose limits users know to set."""
     limits = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     return min(limits, default=1)

@@ -182,9 +182,27 @@ void add_scaled(T* out, const T* in, T factor, int64_t n) {
   for (int64_t k = 0; k < n; ++k) out[k] += factor * in[k];
 }
 
+// One output: each row's sum in four lanes, whose order does not depend on the instruction set.
+template <class Index, class T>
+void csr_dots(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* w, T* out) {
+  const Index* const indices = static_cast<const Index*>(x.indices);
+  const Index* const indptr = static_cast<const Index*>(x.indptr);
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t row = rows ? rows[i] : first + i, end = int64_t(indptr[row + 1]);
+    int64_t e = int64_t(indptr[row]);
+    T sums[4] = {};
+    for (; e + 4 <= end; e += 4)
+      for (int j = 0; j < 4; ++j) sums[j] += x.data[e + j] * w[indices[e + j]];
+    for (int j = 0; e < end; ++e, ++j) sums[j] += x.data[e] * w[indices[e]];
+    out[i] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+}
+
 template <class T>
 void csr_matmul(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* w,
                 int64_t width, T* out) {
+  if (width == 1)
+    return x.wide ? csr_dots<int64_t>(x, rows, first, n, w, out) : csr_dots<int32_t>(x, rows, first, n, w, out);
   for (int64_t i = 0; i < n * width; ++i) out[i] = T(0);
   visit_entries(x, rows, first, n, [=](int64_t i, int64_t column, T value) {
     add_scaled(out + i * width, w + column * width, value, width);
@@ -194,6 +212,8 @@ void csr_matmul(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t 
 template <class T>
 void csr_gradient(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* delta,
                   int64_t width, T* g) {
+  if (width == 1)
+    return visit_entries(x, rows, first, n, [=](int64_t i, int64_t column, T value) { g[column] += value * delta[i]; });
   visit_entries(x, rows, first, n, [=](int64_t i, int64_t column, T value) {
     add_scaled(g + column * width, delta + i * width, value, width);
   });

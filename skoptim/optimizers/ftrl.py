@@ -307,8 +307,9 @@ class NormalizedFTRL(FTRL):
     >>> from skoptim import SGDRegressor
     >>> X = np.linspace(0, 1, 200)[:, None]
     >>> y = 3 * X.ravel() + 1
+    >>> model = SGDRegressor(penalty=None, optimizer="normalized_ftrl", random_state=0)
     >>> def score(X, y):
-    ...     return SGDRegressor(optimizer="normalized_ftrl", random_state=0).fit(X, y).score(X, y)
+    ...     return model.fit(X, y).score(X, y)
     >>> [score(unit * X, 1000 * y) > 0.99 for unit in (1e-3, 1, 1e3)]
     [True, True, True]
     """
