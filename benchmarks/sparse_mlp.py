@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from functools import cache, partial
+from statistics import median
 from typing import Any
 
 import data
@@ -90,12 +91,18 @@ def features_part() -> None:
             for A in (split.X, split.X_test)
         )
         wider = data.Split(split.name, X, split.y, X_test, split.y_test)
-        for alpha in (1e-4, 0.0):
-            fits = {"Adam": partial(our_fit, wider, alpha, Adam())}
-            ((seconds, _),) = seconds_per_epoch(fits, epochs=4, repeats=3).values()
+        for label, optimizer, alpha in (
+            ("Adam", Adam(), 1e-4),
+            ("Adam", Adam(), 0.0),
+            ("SGD", SGD(0.1), 1e-4),
+            ("Adagrad", Adagrad(0.03), 0.0),
+        ):
+            model = our_fit(wider, alpha, optimizer, 4)
+            seconds = median(model.history_["seconds"][1:])
             rows.append(
                 {
                     "features": f"{n_columns:,}",
+                    "optimizer": label,
                     "alpha": alpha,
                     "ms/step": f"{1e3 * seconds / (X.shape[0] / BATCH):.2f}",
                 }
