@@ -229,7 +229,8 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             if live is not None:
                 optimizer._validate(network.dtype)
                 trainer = make_trainer(live.trainer.state, live.trainer.table)
-                if not trainer.trains_in_table():
+                # (Another thread may have read the model meanwhile, and emptied its table.)
+                if trainer.table is None or not trainer.trains_in_table():
                     self._copy_out()
                     trainer = None
             if trainer is None:
