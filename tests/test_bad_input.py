@@ -320,6 +320,14 @@ def broken_csr(**arrays):
     return X
 
 
+def wide_csr(index):
+    """Return a CSR matrix with 64-bit indices, one of them given."""
+    X = broken_csr()
+    X.indices, X.indptr = X.indices.astype(np.int64), X.indptr.astype(np.int64)
+    X.indices[3] = index
+    return X
+
+
 def set_entry(place, value):
     def change(array):
         array[place] = value
@@ -339,6 +347,9 @@ BAD_X = {
     "no_features": (lambda X: X[:, :0], r"0 feature"),
     "csr-index_too_large": (lambda X: broken_csr(indices=set_entry(3, 99)), r"X.*column ind"),
     "csr-index_negative": (lambda X: broken_csr(indices=set_entry(3, -7)), r"X.*column ind"),
+    # Cut to 32 bits, the second would be column 3.
+    "csr-index_beyond_2**31": (lambda X: wide_csr(2**31 + 3), r"X.*column ind"),
+    "csr-index_2**32+3": (lambda X: wide_csr(2**32 + 3), r"X.*column ind"),
     "csr-indptr_falls": (lambda X: broken_csr(indptr=set_entry(2, 150)), r"X.*indptr"),
     "csr-indptr_ends_beyond": (lambda X: broken_csr(indptr=set_entry(-1, 10**6)), r"X|indptr"),
     "csr-indptr_starts_late": (lambda X: broken_csr(indptr=set_entry(0, 2)), r"X|indptr"),
