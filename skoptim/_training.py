@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from skoptim._devices import cpu_linear
+from skoptim._devices import cpu_training
 from skoptim._network import Batch, Dataset, FirstLayer, Network, Views
 from skoptim._table import LinearTable
 from skoptim.optimizers import Optimizer, OptimizerState
@@ -26,8 +26,8 @@ from skoptim.penalties import PenaltyTerms
 _BLOCK_NUMBERS = 2**20
 # A loss that has grown by this factor since the first epoch is on its way to infinity.
 _EXPLOSION = 1e6
-# Up to this many multiplications a step, one native call per epoch beats calls to BLAS.
-_SMALL_DENSE_STEP = 2**18
+# Multiplications in one native call, some tenths of a second: between calls an interrupt is heeded.
+_BLOCK_MULTIPLICATIONS = 2**33
 
 
 @dataclass
@@ -189,7 +189,7 @@ class Trainer:
         """Whether the data and the optimizer are such that a table serves."""
         is_sparse = self.data.X.is_sparse and self.optimizer.rule is not None
         self._lazy = is_sparse and self._owing_pays()
-        return self._lazy and self._fits_one_call()
+        return self._lazy and self._runs_natively()
 
     def _add_slots(self) -> None:
         """Make the arrays that the loop itself keeps in the state."""
@@ -223,13 +223,13 @@ class Trainer:
             self.optimizer.rule, scalars.rows(), touched, n_columns, width
         )
 
-    def _fits_one_call(self) -> bool:
+    def _runs_natively(self) -> bool:
         """Whether a block of steps is one native call."""
-        network = self.network
-        if network.n_layers > 1 or self.optimizer.rule is None or self.device.name != "cpu":
+        if self.optimizer.rule is None or self.device.name != "cpu":
             return False
-        work = self.options.batch_size * network.first_layer_size
-        return self.data.X.is_sparse or work <= _SMALL_DENSE_STEP
+        activation = self.network.activation
+        is_compiled = activation is None or activation.name is not None
+        return is_compiled and not (self._lazy and self.network.n_layers > 1)
 
     def _measure_units(self) -> None:
         """Let the units of features, and of the target, know the data; no weight moves."""
@@ -289,7 +289,10 @@ class Trainer:
         order = self._order()
         batch_size = self.options.batch_size
         n_steps = -(-self.data.n_samples // batch_size)
-        block = max(1, _BLOCK_NUMBERS // (len(COMMON) + 8))
+        multiplications = 3 * batch_size * self.network.n_coefficients
+        block = max(
+            1, min(_BLOCK_NUMBERS // (len(COMMON) + 8), _BLOCK_MULTIPLICATIONS // multiplications)
+        )
         total = 0.0
         for first_step in range(0, n_steps, block):
             stop = min(n_steps, first_step + block)
@@ -317,18 +320,19 @@ class Trainer:
             batch_size=batch_size,
             average=self._averaging(n_steps),
         )
-        if self.table is None and not self._fits_one_call():
+        if self.table is None and not self._runs_natively():
             loss = self._steps(self._bind(scalars.rows()), scalars, order, part)
             self.optimizer.advance(self.state, scalars, self.terms)
             return loss
         order = self._listed(order)[part]
         updater: Any = self._bind(scalars.first(1).rows()) if self.table is None else None
+        first_step = self.state.step
         # Counted first: an interrupt is raised right after the call, which takes all of the steps.
         self.optimizer.advance(self.state, scalars, self.terms)
         if self.table is not None:
-            return self.table.train(self._native_data, order, scalars, batch_size)
-        native = cpu_linear.native_scalars(scalars, self.network.dtype)
-        return updater.train_linear(self._native_data, order, native, batch_size)
+            return self.table.train(self._task, order, scalars, batch_size)
+        native = cpu_training.native_scalars(scalars, self.network.dtype)
+        return updater.train(self._task, order, native, batch_size, first_step)
 
     def _bind(self, rows: np.ndarray) -> Any:
         """Return an updater of the parameters for the steps with these rows of scalars."""
@@ -350,18 +354,16 @@ class Trainer:
         )
 
     @property
-    def _native_data(self) -> Any:
-        """What one-call training reads, apart from scalars and order."""
-        data, network, clip_norm = self.data, self.network, self.optimizer.clip_norm
+    def _task(self) -> Any:
+        """What native steps read, apart from scalars and order."""
+        clip_norm = self.optimizer.clip_norm
         return self._buffer(
-            "native_data",
-            lambda: cpu_linear.linear_data(
-                data.X,
-                data.targets,
-                data.weights,
-                network.loss,
-                network.fit_intercept,
+            "task",
+            lambda: cpu_training.make_task(
+                self.network,
+                self.data,
                 np.inf if clip_norm is None else clip_norm,
+                int(self.state.carries["seed"]),
             ),
         )
 

@@ -20,9 +20,13 @@ class Activation:
 
     Attributes
     ----------
+    name : str or None
+        Of a compiled activation.
     needs_input : bool
         Whether the derivative needs the input as well as the output.
     """
+
+    name: str | None
 
     def __init__(self, name: str):
         self.name = name
@@ -38,6 +42,8 @@ class Activation:
 
 
 class _CallableActivation(Activation):
+    name = None
+
     def __init__(self, function: Callable, derivative: Callable):
         self.function, self.derivative = function, derivative
         self.needs_input = True

@@ -231,9 +231,7 @@ def test_primitives_have_the_signatures_of_the_cpu(name):
 def updater_methods():
     # A whole epoch in one call is the CPU's alone.
     return sorted(
-        name
-        for name in vars(core.UpdaterFloat64)
-        if not name.startswith("_") and name != "train_linear"
+        name for name in vars(core.UpdaterFloat64) if not name.startswith("_") and name != "train"
     )
 
 

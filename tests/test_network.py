@@ -21,7 +21,7 @@ from sklearn._loss.loss import (
 from sklearn.base import clone
 from sklearn.metrics import hinge_loss, log_loss, mean_pinball_loss, mean_poisson_deviance
 
-from skoptim import SGDClassifier, SGDRegressor, losses
+from skoptim import MLPClassifier, MLPRegressor, SGDClassifier, SGDRegressor, losses
 from skoptim._devices import cpu
 from skoptim._network import Batch, Dataset, FirstLayer, Network
 from skoptim._training import Trainer
@@ -40,9 +40,9 @@ from skoptim.losses import (
     SquaredError,
     SquaredHinge,
 )
-from skoptim.optimizers import SGD, OptimizerState
+from skoptim.optimizers import SGD, OptimizerState, ProximalGradient
 from skoptim.optimizers._base import bind_updater
-from skoptim.penalties import PenaltyTerms
+from skoptim.penalties import GroupL1, PenaltyTerms
 
 # --- The reference --------------------------------------------------------------------------------
 
@@ -560,10 +560,16 @@ def fit_both_ways(estimator, X, y, monkeypatch, **fit):
     native = clone(estimator).fit(X, y, **fit)
     calls = []
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_fits_one_call", lambda self, *_: calls.append(1))
+        patch.setattr(Trainer, "_runs_natively", lambda self, *_: calls.append(1))
         generic = clone(estimator).fit(X, y, **fit)
     assert calls
     return native, generic
+
+
+def flat_parameters(model):
+    if hasattr(model, "coef_"):
+        return np.append(model.coef_, model.intercept_)
+    return np.concatenate([np.ravel(array) for array in (*model.coefs_, *model.intercepts_)])
 
 
 def assert_same_fit(actual, expected):
@@ -573,13 +579,14 @@ def assert_same_fit(actual, expected):
         scale = abs(b).max() if np.size(b) else 0
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10 * scale, err_msg=what)
 
-    coefficients = np.append(expected.coef_, expected.intercept_)
-    close(np.append(actual.coef_, actual.intercept_), coefficients, "coefficients")
+    coefficients = flat_parameters(expected)
+    close(flat_parameters(actual), coefficients, "coefficients")
     close(np.array(actual.loss_curve_), np.array(expected.loss_curve_), "loss_curve_")
     assert actual.optimizer_state_.step == expected.optimizer_state_.step
     assert actual.optimizer_state_.slots.keys() == expected.optimizer_state_.slots.keys()
     # The state of an intercept that is not fitted has no meaning.
-    n = len(coefficients) if expected.fit_intercept else expected.coef_.size
+    fits_intercept = getattr(expected, "fit_intercept", True)
+    n = len(coefficients) if fits_intercept else expected.coef_.size
     for name, slot in expected.optimizer_state_.slots.items():
         close(actual.optimizer_state_.slots[name][:n], slot[:n], name)
 
@@ -592,6 +599,38 @@ def test_native_epoch_equals_the_generic_path(optimizer, task, sparse, batch_siz
     X, y = make_data(task)
     estimator = TASKS[task].set_params(
         optimizer=optimizer, batch_size=batch_size, max_iter=2, tol=None, random_state=3
+    )
+    weights = np.random.default_rng(0).uniform(0, 2, len(y))
+    X = sp.csr_matrix(X) if sparse else X
+    assert_same_fit(*fit_both_ways(estimator, X, y, monkeypatch, sample_weight=weights))
+
+
+NETS = {
+    # The first product has 5,760 multiplications, so BLAS takes it, and plain loops the others.
+    "relu": MLPClassifier((64,), batch_size=10),
+    "needs-input": MLPClassifier((5, 4), activation="gelu", batch_size=7),
+    "dropout": MLPClassifier((40, 30), activation="silu", dropout=0.4, batch_size=25),
+    "per-sample": MLPClassifier((6,), activation="tanh", batch_size=1),
+    "in-order": MLPClassifier((9,), activation="logistic", shuffle=False, batch_size=20),
+    "group": MLPRegressor(hidden_layer_sizes=8, penalty=GroupL1(), alpha=0.01, batch_size=10),
+    "two-targets": MLPRegressor(
+        hidden_layer_sizes=(33, 21), activation="elu", penalty="elasticnet", batch_size=60
+    ),
+}
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("optimizer", ELEMENTWISE.values(), ids=ELEMENTWISE.keys())
+def test_native_epoch_of_networks(optimizer, net, sparse, monkeypatch):
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: False)
+    if net == "group" and not isinstance(optimizer, SGD | ProximalGradient):
+        return  # Refused, which is tested elsewhere.
+    X, y = make_data("squared_error" if isinstance(NETS[net], MLPRegressor) else "multinomial")
+    if net == "two-targets":
+        y = np.stack([y, X[:, 0]], axis=1)
+    estimator = clone(NETS[net]).set_params(
+        optimizer=optimizer, max_iter=2, tol=None, random_state=3
     )
     weights = np.random.default_rng(0).uniform(0, 2, len(y))
     X = sp.csr_matrix(X) if sparse else X

@@ -246,7 +246,11 @@ def assert_within(actual, expected, condition, ulps, dtype):
     assert actual.keys() == expected.keys()
     for key, values in expected.items():
         assert actual[key].dtype == dtype, key
-        bound = ulps * np.finfo(dtype).eps * condition[key]
+        # Kernels flush numbers below the smallest normal one to zero; FTRL's root is of squares.
+        tiny = np.finfo(dtype).tiny
+        bound = ulps * np.finfo(dtype).eps * condition[key] + tiny
+        if key == "root":
+            bound += (len(values) * tiny) ** 0.5
         excess = np.abs(actual[key] - values) > bound
         assert not excess.any(), (
             f"{key}: {excess.sum()} of {excess.size} values off by up to "

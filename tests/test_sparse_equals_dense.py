@@ -192,6 +192,10 @@ def test_csr_equals_dense(optimizer, penalty, task):
         y = make_target(X, kind)
         sparse, dense = fit_both(estimator, X, y, sample_weight=weights)
         assert parameters(sparse).dtype == dtype
+        if isinstance(optimizer, Lion) and task.startswith("mlp"):
+            # Where a direction cancels its sign is that of a rounding, and BLAS rounds differently:
+            # a whole step of one weight, whose effect is small.
+            tolerance = max(tolerance, 1e-5)
         assert_same_model(sparse, dense, tolerance)
 
 
@@ -446,6 +450,11 @@ def test_a_long_rest_under_a_schedule(optimizer, penalty, average, dtype):
     sparse, dense = fit_both(estimator, X, y)
     if dtype == np.float64:
         assert_same_model(sparse, dense, 1e-9)
+        return
+    if isinstance(optimizer, Lion) and penalty is None:
+        # It steps by the sign of a moment however small, which in float32 is zero after some 9,000
+        # steps, and in float64 not within 20,000.
+        assert_same_model(sparse, dense, 1e-4)
         return
     # 20,000 shrinkages of a float32 number by less than its last digit are lost in dense training,
     # not in the closed form. There CSR need not follow dense float32 further than float64 does.

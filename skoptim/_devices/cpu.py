@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from threadpoolctl import threadpool_info
+from threadpoolctl import ThreadpoolController
 
 from skoptim._native import core
 
@@ -23,6 +24,8 @@ column_sums = core.column_sums
 dot = core.dot
 prox = core.prox
 prox_groups = core.prox_groups
+
+_WORTH_A_THREAD = 2**16
 
 #: How the compiled classes of a dtype are named.
 SUFFIX = {np.dtype(np.float32): "Float32", np.dtype(np.float64): "Float64"}
@@ -113,7 +116,8 @@ def make_updater(
     """
     kind = getattr(core, "Updater" + SUFFIX[w.dtype])
     rows = np.ascontiguousarray(rows, dtype=w.dtype)
-    n_threads = _thread_limit() if sparse else 1
+    # A few numbers are done with before the limit is known.
+    n_threads = _thread_limit() if w.size >= _WORTH_A_THREAD else 1
     return kind(
         rule, w, slots, average, rows, n_columns, width, n_penalised, sparse, unit, n_threads
     )
@@ -121,8 +125,13 @@ def make_updater(
 
 def _thread_limit() -> int:
     """Return how many threads to use at most: as many as BLAS, whose limits users know to set."""
-    limits = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-    return min(limits, default=1)
+    return min((library.num_threads for library in _blas_libraries()), default=1)
+
+
+@cache
+def _blas_libraries() -> list[Any]:
+    """Return the libraries in use; found once, because looking for them takes milliseconds."""
+    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def owing_pays(

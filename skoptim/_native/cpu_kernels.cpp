@@ -1,6 +1,5 @@
 // One instruction set's table of kernels. Compiled once per instruction set, with
 // SKOPTIM_ARCH naming it; cpu_module.cpp chooses among the tables when the module is imported.
-#include "cpu_linear.hpp"
 #include "cpu_table.hpp"
 #include "cpu_touched.hpp"
 
@@ -35,7 +34,8 @@ const Kernels<T>& kernels() {
       RuleList<T>::entries, RuleList<T>::size,
       LossList<T>::entries, LossList<T>::size,
       ActivationList<T>::entries, ActivationList<T>::size,
-      train_flat<T>, observe<T>, gather_rows<T>, csr_matmul<T>, csr_gradient<T>, sort_by_column<T>,
+      observe<T>, gather_rows<T>, multiply<T>, multiply_left<T>, multiply_right<T>, add_bias<T>,
+      csr_matmul<T>, csr_gradient<T>, csr_clear<T>, sort_by_column<T>,
       touched_squared_norm<T>, dropout<T>, column_sums<T>, dot<T>, prox_flat<T>, prox_groups<T>};
   return table;
 }

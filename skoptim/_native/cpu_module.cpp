@@ -17,6 +17,11 @@
 #include <thread>
 #include <vector>
 
+#ifdef __SSE2__
+#include <xmmintrin.h>
+#endif
+
+#include "cpu_training.hpp"
 #include "kernels.hpp"
 
 namespace nb = nanobind;
@@ -87,7 +92,36 @@ using Input2d = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>
 template <class T>
 using Output2d = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Rows = std::optional<Input<int64_t>>;
-using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+
+// Lets numbers too small to be normal count as zero while it lives, also in threads started meanwhile: state
+// of the optimizers fades away by itself, and arithmetic on such numbers is some hundred times slower.
+class Flushing {
+ public:
+#if defined(__SSE2__)
+  Flushing() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~Flushing() { _mm_setcsr(before_); }
+
+ private:
+  const unsigned before_;
+#elif defined(__aarch64__)
+  Flushing() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" : : "r"(before_ | (uint64_t(1) << 24)));
+  }
+  ~Flushing() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+
+ private:
+  uint64_t before_;
+#endif
+  Flushing(const Flushing&) = delete;
+};
+
+// A section that computes: without the lock of the interpreter.
+struct Computing {
+  nb::gil_scoped_release unlocked;
+  Flushing flushing;
+};
+using Unlocked = nb::call_guard<Computing>;
 
 void require(bool condition, const char* message) {
   if (!condition) throw nb::value_error(message);
@@ -166,7 +200,7 @@ struct MatrixObject {
     view = {n_rows, n_columns, data.data(), indices.data(), indptr.data(), sizeof(Index) == 8};
     owners = {nb::cast(data), nb::cast(indices), nb::cast(indptr)};
     {
-      nb::gil_scoped_release unlocked;
+      Computing section;
       status = check_indices(indices.data(), int64_t(indices.shape(0)), indptr.data(), n_rows, n_columns);
     }
     require(status != IndexStatus::bad_indptr,
@@ -241,15 +275,21 @@ struct ScalarsObject {
   }
 };
 
-// What a linear model is trained on, and how: everything about a block of steps but its scalars and
-// the order of its samples.
+// What is trained on what, and how: everything about a block of steps but its scalars and the order of its
+// samples.
 template <class T>
-class LinearData {
+class TaskObject {
  public:
-  LinearData(const MatrixObject<T>& x, const TargetsObject<T>& targets, std::optional<Input<T>> weights,
-             const std::string& loss, double parameter, bool fit_intercept, double clip_norm)
+  TaskObject(const MatrixObject<T>& x, const TargetsObject<T>& targets, std::optional<Input<T>> weights,
+             const std::string& loss, double parameter, bool fit_intercept, double clip_norm,
+             std::vector<int64_t> layer_sizes, const std::optional<std::string>& activation, double dropout,
+             uint64_t seed, nb::capsule gemm)
       : owners_{nb::cast(&x, nb::rv_policy::reference), nb::cast(&targets, nb::rv_policy::reference)},
-        weights_(weights) {
+        weights_(weights), gemm_(find_gemm(gemm)) {
+    check_layers(layer_sizes, x.view.n_columns, targets.n_outputs);
+    require(activation || layer_sizes.size() == 2, "activation: needed by hidden layers");
+    require(dropout >= 0 && dropout < 1, "dropout: must lie in [0, 1)");
+    task_.network = {std::move(layer_sizes), activation ? &find_activation<T>(*activation) : nullptr, dropout, seed};
     require(targets.n_rows == x.view.n_rows, "targets: one for each row of X");
     require(!weights || int64_t(weights->shape(0)) == x.view.n_rows, "weights: one for each row");
     check_targets(loss, targets);
@@ -264,8 +304,10 @@ class LinearData {
     task_.clip_norm = clip_norm;
   }
 
-  LinearTask<T> task(const Input<int64_t>& order, const ScalarsObject<T>& scalars, int64_t batch_size) const {
-    LinearTask<T> task = task_;
+  Task<T> task(const Input<int64_t>& order, const ScalarsObject<T>& scalars, int64_t batch_size,
+               int64_t first_step) const {
+    Task<T> task = task_;
+    task.first_step = first_step;
     task.order = order.data();
     task.n_samples = order.shape(0);
     require(batch_size > 0 && task.n_samples > 0, "order, batch_size: at least one sample");
@@ -275,11 +317,30 @@ class LinearData {
             "scalars: one step for each batch");
     return task;
   }
+  Gemm<T> gemm() const { return gemm_; }
 
  private:
-  LinearTask<T> task_{};
+  static void check_layers(const std::vector<int64_t>& sizes, int64_t n_columns, int64_t n_outputs) {
+    require(sizes.size() >= 2 && sizes.front() == n_columns && sizes.back() == n_outputs,
+            "layer_sizes: from the columns of X to the outputs");
+    // BLAS counts in 32 bits. Of CSR data it never sees the columns, so the first size may be larger.
+    for (size_t l = 1; l < sizes.size(); ++l)
+      require(sizes[l] > 0 && sizes[l] <= std::numeric_limits<int>::max(), "layer_sizes: out of range");
+  }
+  // The capsules of scipy.linalg.cython_blas are named after the types of the arguments.
+  static Gemm<T> find_gemm(const nb::capsule& gemm) {
+    const std::string name = gemm.name() ? gemm.name() : "";
+    const std::string number = sizeof(T) == 4 ? "_s *" : "_d *", one = sizeof(T) == 4 ? "float *" : "double *";
+    require(name.rfind("void (char *, char *, int *, int *, int *, ", 0) == 0 &&
+                (name.find(number) != std::string::npos || name.find(one) != std::string::npos),
+            "gemm: must be the capsule of sgemm or dgemm of scipy.linalg.cython_blas");
+    return reinterpret_cast<Gemm<T>>(gemm.data());
+  }
+
+  Task<T> task_{};
   nb::object owners_[2];
   std::optional<Input<T>> weights_;
+  Gemm<T> gemm_;
 };
 
 // A pass over fewer numbers is done before another thread has started.
@@ -313,14 +374,14 @@ struct TouchedObject {
     x.check_batch(rows, first, n);
     require(x.view.indices, "x: must be sparse");
     require(n < std::numeric_limits<int32_t>::max(), "n: too many rows in a batch");
-    nb::gil_scoped_release unlocked;
+    Computing section;
     kernels<T>().sort_by_column(x.view, x.pointer(rows), first, n, view);
   }
 
   double squared_norm(Input2d<T> delta) {
     require(int64_t(delta.shape(0)) == view.n_rows, "delta: one row for each row of the batch");
     std::vector<T> g(delta.shape(1));
-    nb::gil_scoped_release unlocked;
+    Computing section;
     return kernels<T>().touched_squared_norm(view, delta.shape(1), delta.data(), g.data());
   }
 };
@@ -366,20 +427,20 @@ class Updater {
 
   void apply(Input<T> g, int64_t step) const {
     require(int64_t(g.shape(0)) == size_, "g: must have the length of w");
-    nb::gil_scoped_release unlocked;
-    apply_from(0, g.data(), step);
+    Computing section;
+    apply_from(0, g.data(), row(step));
   }
 
   void apply_rest(Input<T> g, int64_t step) const {
     require(int64_t(g.shape(0)) == size_ - n_columns_ * width_, "g: must cover all but the first layer");
-    nb::gil_scoped_release unlocked;
-    apply_from(n_columns_ * width_, g.data(), step);
+    Computing section;
+    apply_from(n_columns_ * width_, g.data(), row(step));
   }
 
   // Pays the touched columns the steps before this one, and writes X W to z.
   void multiply_touched(const TouchedObject<T>& touched, int64_t step, Output2d<T> z) {
     check_touched(touched, z.shape(0), z.shape(1), step);
-    nb::gil_scoped_release unlocked;
+    Computing section;
     const Touched<T>& view = touched.view;
     each_thread(threads_for(view), width_, [&](int64_t begin, int64_t end) {
       rule_.multiply_touched(parameters_, view, {width_, begin, end}, block_, paid_.data(), step, z.data());
@@ -390,7 +451,7 @@ class Updater {
   // One step of the touched columns with gradient factor * X' delta.
   void apply_touched(const TouchedObject<T>& touched, Input2d<T> delta, double factor, int64_t step) {
     check_touched(touched, delta.shape(0), delta.shape(1), step);
-    nb::gil_scoped_release unlocked;
+    Computing section;
     const Touched<T>& view = touched.view;
     gradient_.resize(width_);
     each_thread(threads_for(view), width_, [&](int64_t begin, int64_t end) {
@@ -404,26 +465,27 @@ class Updater {
   void settle(int64_t step) {
     require(!paid_.empty() || n_columns_ == 0, "settle: this updater keeps no ledger");
     require(step >= 0 && step <= block_.n_steps, "step: outside the block of prepared scalars");
-    nb::gil_scoped_release unlocked;
+    Computing section;
     each_thread(n_columns_ * width_ < worth_a_thread ? 1 : n_threads_, n_columns_, [&](int64_t begin, int64_t end) {
       rule_.pay_columns(parameters_, begin, end, width_, block_, paid_.data(), step);
     });
   }
 
-  // Steps of a linear model that visit all columns, in one call; returns the sum of the losses.
-  double train_linear(const LinearData<T>& data, Input<int64_t> order, const ScalarsObject<T>& scalars,
-                      int64_t batch_size) const {
-    const LinearTask<T> task = data.task(order, scalars, batch_size);
+  // Steps that visit all parameters, in one call; returns the sum of the losses.
+  double train(const TaskObject<T>& data, Input<int64_t> order, const ScalarsObject<T>& scalars,
+               int64_t batch_size, int64_t first_step) const {
+    const Task<T> task = data.task(order, scalars, batch_size, first_step);
     require(scalars.view.width >= rule_.info.row_width, "scalars: as many as the rule wants");
-    require(n_columns_ == task.x.n_columns && width_ == task.n_outputs &&
-                size_ == n_columns_ * width_ + width_,
-            "train_linear: X, targets and w do not fit together");
-    nb::gil_scoped_release unlocked;
+    int64_t n_coefficients = 0, n_intercepts = 0;
+    const std::vector<int64_t>& sizes = task.network.layer_sizes;
+    for (size_t l = 1; l < sizes.size(); ++l) n_coefficients += sizes[l - 1] * sizes[l], n_intercepts += sizes[l];
+    require(n_columns_ == sizes[0] && width_ == sizes[1] && n_penalised_ == n_coefficients &&
+                size_ == n_coefficients + n_intercepts,
+            "train: X, targets and w do not fit together");
+    Computing section;
     check_range(order.data(), task.n_samples, task.x.n_rows, "order: row number out of range");
-    std::vector<T> gradients(n_columns_ * width_), scores(task.batch_size * width_),
-        derivatives(task.batch_size * width_), bias_gradient(width_);
-    return kernels_.train_flat(task, rule_, parameters_,
-                               {gradients.data(), scores.data(), derivatives.data(), bias_gradient.data()});
+    return NetworkTrainer<T>(task, kernels_, data.gemm(), parameters_.w)
+        .run([&](const T* g, const T* scalars) { apply_from(0, g, scalars, task.fit_intercept); });
   }
 
  private:
@@ -445,16 +507,18 @@ class Updater {
     require(step >= 0 && step < block_.n_steps, "step: outside the block of prepared scalars");
   }
 
-  void apply_from(int64_t begin, const T* g, int64_t step) const {
-    const T* scalars = row(step);
+  void apply_from(int64_t begin, const T* g, const T* scalars, bool with_intercepts = true) const {
     const int64_t first_layer = n_columns_ * width_;
     const bool own_range = scalars[3] > T(0) || parameters_.unit;
     // Groups and units need a range of its own for the first layer; otherwise one range will do.
     const int64_t split = own_range ? first_layer : begin;
     if (begin < split) rule_.apply(parameters_, g, begin, split, scalars, true, width_);
-    const int64_t rest = std::max(begin, split);
-    rule_.apply(parameters_, g + (rest - begin), rest, n_penalised_, scalars, true, 0);
-    rule_.apply(parameters_, g + (n_penalised_ - begin), n_penalised_, size_, scalars, false, 0);
+    const int64_t rest = std::max(begin, split), n = n_penalised_ - rest;
+    each_thread(n < worth_a_thread ? 1 : n_threads_, n, [&](int64_t first, int64_t last) {
+      const int64_t from = rest + first;
+      rule_.apply(parameters_, g + (from - begin), from, rest + last, scalars, true, 0);
+    });
+    if (with_intercepts) rule_.apply(parameters_, g + (n_penalised_ - begin), n_penalised_, size_, scalars, false, 0);
   }
 
   void start_ledger() {
@@ -508,7 +572,7 @@ class TableObject {
     check(w.shape(0), slots, average, unit);
     for (size_t j = 0; j < slots.size(); ++j) pointers[j] = slots[j].data();
     require(int64_t(last_row.shape(0)) >= info_.row_width, "last_row: too short for the rule");
-    nb::gil_scoped_release unlocked;
+    Computing section;
     table_->load(w.data(), pointers.data(), average ? average->data() : nullptr,
                  unit ? unit->data() : nullptr, last_row.data());
     loaded_ = true;
@@ -521,7 +585,7 @@ class TableObject {
     if (!slots.empty()) check(size(), slots, average, unit);
     require(!w || int64_t(w->shape(0)) == size(), "w: must have the size of the table");
     for (size_t j = 0; j < slots.size(); ++j) pointers[j] = slots[j].data();
-    nb::gil_scoped_release unlocked;
+    Computing section;
     table_->store(w ? w->data() : nullptr, pointers.data(), average ? average->data() : nullptr,
                   unit ? unit->data() : nullptr, last);
     loaded_ = !last;
@@ -529,31 +593,32 @@ class TableObject {
 
   void settle() {
     require_loaded();
-    nb::gil_scoped_release unlocked;
+    Computing section;
     table_->settle();
   }
 
-  double train(const LinearData<T>& data, Input<int64_t> order, const ScalarsObject<T>& scalars,
+  double train(const TaskObject<T>& data, Input<int64_t> order, const ScalarsObject<T>& scalars,
                int64_t batch_size) {
     require_loaded();
-    const LinearTask<T> task = data.task(order, scalars, batch_size);
-    require(task.x.indices && n_columns_ == task.x.n_columns && width_ == task.n_outputs,
+    const Task<T> task = data.task(order, scalars, batch_size, 0);
+    require(task.x.indices && n_columns_ == task.x.n_columns && width_ == task.n_outputs &&
+                task.network.layer_sizes.size() == 2,
             "train: X must be CSR, and it and the targets must fit the table");
     require(scalars.view.width == info_.row_width, "scalars: as many as the rule wants");
-    nb::gil_scoped_release unlocked;
+    Computing section;
     check_range(order.data(), task.n_samples, task.x.n_rows, "order: row number out of range");
     return table_->train(task);
   }
 
   double observe(const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n) {
     check_rows(x, rows, first, n);
-    nb::gil_scoped_release unlocked;
+    Computing section;
     return table_->observe(x.view, x.pointer(rows), first, n);
   }
 
   void keep(const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n) {
     check_rows(x, rows, first, n);
-    nb::gil_scoped_release unlocked;
+    Computing section;
     table_->keep(x.view, x.pointer(rows), first, n);
   }
   void undo() { table_->undo(); }
@@ -564,7 +629,7 @@ class TableObject {
     require_loaded();
     PenaltySums sums;
     {
-      nb::gil_scoped_release unlocked;
+      Computing section;
       sums = table_->penalty_sums();
     }
     return nb::make_tuple(sums.absolute, sums.squares, sums.norms, sums.finite);
@@ -623,15 +688,17 @@ void bind(nb::module_& m, const char* suffix) {
       .def("multiply_touched", &Updater<T>::multiply_touched, "touched"_a, "step"_a, "z"_a.noconvert())
       .def("apply_touched", &Updater<T>::apply_touched, "touched"_a, "delta"_a.noconvert(), "factor"_a, "step"_a)
       .def("settle", &Updater<T>::settle, "step"_a)
-      .def("train_linear", &Updater<T>::train_linear, "data"_a, "order"_a, "scalars"_a, "batch_size"_a);
+      .def("train", &Updater<T>::train, "task"_a, "order"_a, "scalars"_a, "batch_size"_a, "first_step"_a);
   nb::class_<ScalarsObject<T>>(m, ("Scalars" + s).c_str())
       .def(nb::init<int64_t, Input<T>, Input<int64_t>, Input2d<T>>(), "n_steps"_a, "row"_a.noconvert(),
            "varying"_a.noconvert(), "values"_a.noconvert());
-  nb::class_<LinearData<T>>(m, ("LinearData" + s).c_str())
+  nb::class_<TaskObject<T>>(m, ("Task" + s).c_str())
       .def(nb::init<const MatrixObject<T>&, const TargetsObject<T>&, std::optional<Input<T>>,
-                    const std::string&, double, bool, double>(),
+                    const std::string&, double, bool, double, std::vector<int64_t>,
+                    const std::optional<std::string>&, double, uint64_t, nb::capsule>(),
            "x"_a, "targets"_a, "weights"_a.noconvert().none(), "loss"_a, "parameter"_a,
-           "fit_intercept"_a, "clip_norm"_a);
+           "fit_intercept"_a, "clip_norm"_a, "layer_sizes"_a, "activation"_a.none(), "dropout"_a, "seed"_a,
+           "gemm"_a);
   nb::class_<TableObject<T>>(m, ("LinearTable" + s).c_str())
       .def(nb::init<const std::string&, int64_t, int64_t, bool, bool>(), "rule"_a, "n_columns"_a,
            "width"_a, "has_units"_a, "averaging"_a)
@@ -640,7 +707,7 @@ void bind(nb::module_& m, const char* suffix) {
       .def("store", &TableObject<T>::store, "w"_a.noconvert().none(), "slots"_a.noconvert(),
            "average"_a.noconvert().none(), "unit"_a.noconvert().none(), "last"_a)
       .def("settle", &TableObject<T>::settle)
-      .def("train", &TableObject<T>::train, "data"_a, "order"_a, "scalars"_a, "batch_size"_a)
+      .def("train", &TableObject<T>::train, "task"_a, "order"_a, "scalars"_a, "batch_size"_a)
       .def("observe", &TableObject<T>::observe, "x"_a, "rows"_a.none(), "first"_a, "n"_a)
       .def("penalty_sums", &TableObject<T>::penalty_sums)
       .def("keep", &TableObject<T>::keep, "x"_a, "rows"_a.none(), "first"_a, "n"_a)

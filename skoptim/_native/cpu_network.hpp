@@ -1,6 +1,8 @@
 // CPU passes of a network other than the matrix products: losses, activations, dropout, CSR
 // products, row gathering.
 #pragma once
+#include <algorithm>
+
 #include "activations.hpp"
 #include "kernels.hpp"
 #include "losses.hpp"
@@ -154,7 +156,7 @@ int64_t read_row(const Matrix<T>& x, int64_t row, int64_t* columns, const T** va
 // Rows are visited in a random order, so the processor cannot guess the next one: it is told.
 // (Inlined by force: a call to a function that only prefetches may be removed as having no effect.)
 template <class Index, class T>
-[[gnu::always_inline]] inline void prefetch(const LinearTask<T>& task, int64_t place) {
+[[gnu::always_inline]] inline void prefetch(const Task<T>& task, int64_t place) {
   constexpr int64_t rows_ahead = 8, line = 64;
   const Index* const indptr = static_cast<const Index*>(task.x.indptr);
   if (place + 3 * rows_ahead < task.n_samples) __builtin_prefetch(indptr + task.order[place + 3 * rows_ahead]);
@@ -172,7 +174,7 @@ template <class Index, class T>
 }
 
 template <class T>
-[[gnu::always_inline]] inline void prefetch(const LinearTask<T>& task, int64_t place) {
+[[gnu::always_inline]] inline void prefetch(const Task<T>& task, int64_t place) {
   task.x.wide ? prefetch<int64_t>(task, place) : prefetch<int32_t>(task, place);
 }
 
@@ -220,10 +222,23 @@ void csr_gradient(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_
 }
 
 template <class T>
+void csr_clear(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, int64_t width, T* g) {
+  visit_entries(x, rows, first, n, [=](int64_t, int64_t column, T) {
+    for (int64_t k = 0; k < width; ++k) g[column * width + k] = T(0);
+  });
+}
+
+template <class T>
 void gather_rows(const T* x, int64_t width, const int64_t* rows, int64_t n, T* out) {
-  for (int64_t i = 0; i < n; ++i) {
-    const T* from = x + rows[i] * width;
-    for (int64_t k = 0; k < width; ++k) out[i * width + k] = from[k];
+  // The rows come in a random order, which the processor cannot guess: it is told two rows ahead.
+  constexpr int64_t ahead = 2, line = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; ++i, out += width) {
+    const T* const from = x + rows[i] * width;
+    const T* const later = x + rows[i + ahead < n ? i + ahead : i] * width;
+    for (int64_t k = 0; k < width; k += line) {
+      __builtin_prefetch(later + k);
+      std::copy_n(from + k, std::min(line, width - k), out + k);
+    }
   }
 }
 
@@ -254,6 +269,45 @@ Sum lane_dot(const T* a, const T* b, int64_t n) {
   for (int half = lanes / 2; half > 0; half /= 2)
     for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
   return sums[0];
+}
+
+// Products of small or thin matrices, see kernels.hpp.
+template <class T>
+void multiply(const T* a, const T* w, int64_t n, int64_t k, int64_t m, T* out) {
+  for (int64_t i = 0; i < n; ++i, a += k, out += m) {
+    if (m == 1) {
+      out[0] = lane_dot<T>(a, w, k);
+      continue;
+    }
+    for (int64_t j = 0; j < m; ++j) out[j] = T(0);
+    for (int64_t f = 0; f < k; ++f) add_scaled(out, w + f * m, a[f], m);
+  }
+}
+
+template <class T>
+void multiply_left(const T* a, const T* d, int64_t n, int64_t k, int64_t m, T* out) {
+  for (int64_t j = 0; j < k * m; ++j) out[j] = T(0);
+  for (int64_t i = 0; i < n; ++i, a += k, d += m) {
+    if (m == 1)
+      add_scaled(out, a, d[0], k);
+    else
+      for (int64_t f = 0; f < k; ++f) add_scaled(out + f * m, d, a[f], m);
+  }
+}
+
+template <class T>
+void multiply_right(const T* d, const T* w, int64_t n, int64_t k, int64_t m, T* out) {
+  for (int64_t i = 0; i < n; ++i, d += m, out += k) {
+    if (m == 1)
+      for (int64_t f = 0; f < k; ++f) out[f] = d[0] * w[f];
+    else
+      for (int64_t f = 0; f < k; ++f) out[f] = lane_dot<T>(d, w + f * m, m);
+  }
+}
+
+template <class T>
+void add_bias(T* z, const T* bias, int64_t n, int64_t width) {
+  for (int64_t i = 0; i < n; ++i) add_scaled(z + i * width, bias, T(1), width);
 }
 
 // In double and by one thread: the result does not depend on how many there are.

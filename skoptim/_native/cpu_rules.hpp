@@ -12,25 +12,6 @@ SKOPTIM_BEGIN
 template <class Rule>
 constexpr int slot_storage = Rule::n_slots > 0 ? Rule::n_slots : 1;
 
-// Writes out one row of scalars after the other; a row stays as it is until the next but one.
-template <class T>
-class RowReader {
- public:
-  explicit RowReader(const ScalarBlock<T>& block) : block_(block) {
-    for (auto& row : rows_) row.assign(block.row, block.row + block.width);
-  }
-  const T* operator()(int64_t step) {
-    T* const row = rows_[step % 2].data();
-    for (int64_t j = 0; j < block_.n_varying; ++j)
-      row[block_.varying[j]] = block_.values[step * block_.n_varying + j];
-    return row;
-  }
-
- private:
-  const ScalarBlock<T> block_;
-  std::vector<T> rows_[2];
-};
-
 template <class T>
 Steps<T> steps_of(const Block<T>& b) {
   return {b.rows,         b.width,       b.decay,     b.threshold, b.averaged,
@@ -94,29 +75,37 @@ struct RuleDriver {
   // One step of n coefficients with gradient factor * g.
   static void update_run(const Run<T>& run, const T* g, T factor, int64_t n,
                          const Scalars<Rule, T>& k) {
-    Common<T> c = k.common;
-    if (is_smooth(c)) {
-      c.l1 = T(0);  // Known when compiling, for the bounds of the rules.
-      if (c.l2 > T(0))
-        for_each<weights | states>(run, n, k, [=](T& w, T* s, const T* own, int64_t i) {
-          update<Rule, true>(w, factor * g[i], s, c, own);
-        });
-      else
-        for_each<weights | states>(run, n, k, [=](T& w, T* s, const T* own, int64_t i) {
-          Rule::step(w, factor * g[i], s, c, own);
-        });
-      return;
+    switch (extras(k.common)) {
+      case Extras::none: return update_run<Extras::none>(run, g, factor, n, k);
+      case Extras::ridge: return update_run<Extras::ridge>(run, g, factor, n, k);
+      default: return update_run<Extras::any>(run, g, factor, n, k);
     }
+  }
+
+  template <Extras extras>
+  static void update_run(const Run<T>& run, const T* g, T factor, int64_t n, const Scalars<Rule, T>& k) {
+    Common<T> c = k.common;
+    // Known when compiling, for the rules that contain the penalty.
+    if constexpr (extras != Extras::any) c.l1 = T(0);
+    if constexpr (extras == Extras::none) c.l2 = T(0);
     for_each<weights | states>(run, n, k, [=](T& w, T* s, const T* own, int64_t i) {
-      update<Rule>(w, factor * g[i], s, c, own);
+      update_with<Rule, extras>(w, factor * g[i], s, c, own);
     });
   }
 
   // One step without a gradient.
   static void idle_run(const Run<T>& run, int64_t n, const Scalars<Rule, T>& k) {
+    if (extras(k.common) == Extras::ridge)
+      idle_run<Extras::ridge>(run, n, k);
+    else
+      idle_run<Extras::any>(run, n, k);
+  }
+
+  template <Extras extras>
+  static void idle_run(const Run<T>& run, int64_t n, const Scalars<Rule, T>& k) {
     const Common<T> c = k.common;
     for_each<weights | states>(run, n, k, [=](T& w, T* s, const T* own, int64_t) {
-      update<Rule>(w, T(0), s, c, own);
+      update_with<Rule, extras>(w, T(0), s, c, own);
     });
   }
 

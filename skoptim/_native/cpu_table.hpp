@@ -194,7 +194,7 @@ class RuleTable final : public LinearTable<T> {
     return sums;
   }
 
-  double train(const LinearTask<T>& task) override {
+  double train(const Task<T>& task) override {
     change_owing(task);
     if (layout_.owing == Owing::recorded) {
       if (record_.bytes() > record_bytes) settle();
@@ -349,7 +349,7 @@ class RuleTable final : public LinearTable<T> {
   }
 
   // Lays the table out anew where a block needs another way of owing.
-  void change_owing(const LinearTask<T>& task) {
+  void change_owing(const Task<T>& task) {
     if (layout_.owing == Owing::recorded) return;
     const Owing needed = owing_for(task.scalars);
     if (needed <= layout_.owing) return;
@@ -510,7 +510,7 @@ class RuleTable final : public LinearTable<T> {
 
   // Training.
 
-  void reserve(const LinearTask<T>& task) {
+  void reserve(const Task<T>& task) {
     taken_.reserve(std::min(n_columns_, task.longest_row * task.batch_size), width_, n_slots, averaging_);
     scores_.resize(task.batch_size * width_);
     derivatives_.resize(task.batch_size * width_);
@@ -522,7 +522,7 @@ class RuleTable final : public LinearTable<T> {
   }
 
   template <bool single, Owing owing>
-  double train_steps(const LinearTask<T>& task) {
+  double train_steps(const Task<T>& task) {
     double loss = 0;
     ScalarReader<Rule, T> rows(task.scalars);
     for (int64_t step = 0, begin = 0; step < task.scalars.n_steps; ++step, begin += task.batch_size) {
@@ -538,7 +538,7 @@ class RuleTable final : public LinearTable<T> {
 
   // A batch of one row: its columns are all different, and its values are their inputs.
   template <bool single, Owing owing>
-  double train_row(const LinearTask<T>& task, int64_t place, const Row& now) {
+  double train_row(const Task<T>& task, int64_t place, const Row& now) {
     prefetch(task, place);
     if (outgrows_cache_) prefetch_records(task, place);
     const T* x;
@@ -573,7 +573,7 @@ class RuleTable final : public LinearTable<T> {
 
   // The same for many outputs: only the weights are copied.
   template <Owing owing>
-  double train_wide_row(const LinearTask<T>& task, int64_t place, const T* x, int64_t n, const Row& now) {
+  double train_wide_row(const Task<T>& task, int64_t place, const T* x, int64_t n, const Row& now) {
     constexpr int64_t columns_ahead = 6;
     const int64_t* const number = taken_.number.data();
     T* const w = taken_.w.data();
@@ -675,7 +675,7 @@ class RuleTable final : public LinearTable<T> {
   void set_mark(T* record, double mark) const { std::memcpy(record + layout_.mark, &mark, sizeof(double)); }
 
   // What the next but one row will touch; its indices were prefetched before.
-  [[gnu::always_inline]] inline void prefetch_records(const LinearTask<T>& task, int64_t place) {
+  [[gnu::always_inline]] inline void prefetch_records(const Task<T>& task, int64_t place) {
     if (place + 2 >= task.n_samples) return;
     const int64_t size = layout_.size;
     const T* const records = records_.data();
@@ -686,7 +686,7 @@ class RuleTable final : public LinearTable<T> {
   }
 
   template <bool single, Owing owing>
-  double train_batch(const LinearTask<T>& task, int64_t begin, int64_t n, const Row& now) {
+  double train_batch(const Task<T>& task, int64_t begin, int64_t n, const Row& now) {
     const int64_t width = single ? 1 : width_;
     const int64_t* const rows = task.order + begin;
     int64_t n_touched = 0, entry = 0;
@@ -725,7 +725,7 @@ class RuleTable final : public LinearTable<T> {
   }
 
   // Loss and derivatives of the mean over n samples, from scores without the intercepts.
-  double loss_of(const LinearTask<T>& task, int64_t begin, int64_t n) {
+  double loss_of(const Task<T>& task, int64_t begin, int64_t n) {
     for (int64_t i = 0; i < n; ++i)
       add_scaled(&scores_[i * width_], rest_.intercept.data(), T(1), width_);
     const double loss =
@@ -744,7 +744,7 @@ class RuleTable final : public LinearTable<T> {
 
   // The factor that bounds the norm of the whole gradient, `scale` times g and the intercepts'; these
   // are multiplied by it at once.
-  T clipping(const LinearTask<T>& task, const T* g, int64_t n, T scale) {
+  T clipping(const Task<T>& task, const T* g, int64_t n, T scale) {
     if (!(task.clip_norm < SKOPTIM_INFINITY)) return T(1);
     double norm = double(scale) * scale * dot(g, g, n);
     if (task.fit_intercept) norm += dot(bias_gradient_.data(), bias_gradient_.data(), width_);
@@ -772,7 +772,7 @@ class RuleTable final : public LinearTable<T> {
   }
 
   template <bool single>
-  void update_intercept(const LinearTask<T>& task, const Row& penalised) {
+  void update_intercept(const Task<T>& task, const Row& penalised) {
     if (!task.fit_intercept) return;
     Row now = penalised;
     now.common = unpenalised(now.common);

@@ -1,5 +1,6 @@
 // The table of CPU kernels that each instruction set fills, and the plain structs they share.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -142,9 +143,39 @@ struct ScalarBlock {
   int64_t n_steps, n_varying, width;
 };
 
-// A block of steps of a linear model.
+// Writes out one row of scalars after the other; a row stays as it is until the next but one.
 template <class T>
-struct LinearTask {
+class RowReader {
+ public:
+  explicit RowReader(const ScalarBlock<T>& block) : block_(block) {
+    for (auto& row : rows_) row.assign(block.row, block.row + block.width);
+  }
+  const T* operator()(int64_t step) {
+    T* const row = rows_[step % 2].data();
+    for (int64_t j = 0; j < block_.n_varying; ++j)
+      row[block_.varying[j]] = block_.values[step * block_.n_varying + j];
+    return row;
+  }
+
+ private:
+  const ScalarBlock<T> block_;
+  std::vector<T> rows_[2];
+};
+
+// The layers of a network; a linear model has inputs and outputs alone.
+template <class T>
+struct Architecture {
+  std::vector<int64_t> layer_sizes;
+  const ActivationKernel<T>* activation = nullptr;  // of the hidden layers
+  double dropout = 0;
+  uint64_t seed = 0;  // of dropout
+};
+
+// A block of steps: what is trained on what, and how.
+template <class T>
+struct Task {
+  Architecture<T> network;
+  int64_t first_step;  // number of the block's first step in the whole training
   Matrix<T> x;
   int64_t longest_row;  // of a CSR matrix
   Targets<T> targets;
@@ -156,15 +187,6 @@ struct LinearTask {
   bool fit_intercept;
   double clip_norm;  // infinity for none
   ScalarBlock<T> scalars;
-};
-
-// Scratch of the dense steps; the caller allocates it, so kernels allocate nothing.
-template <class T>
-struct LinearScratch {
-  T* gradients;      // (n_features, n_outputs), zero at first
-  T* scores;         // (batch_size, n_outputs)
-  T* derivatives;    // (batch_size, n_outputs)
-  T* bias_gradient;  // (n_outputs,)
 };
 
 // Sums over the coefficients that penalties are made of.
@@ -188,7 +210,7 @@ class LinearTable {
   virtual void store(T* w, T* const* slots, double* average, T* unit, bool last) = 0;
   virtual void settle() = 0;
   virtual PenaltySums penalty_sums() = 0;
-  virtual double train(const LinearTask<T>& task) = 0;  // returns the sum of the losses
+  virtual double train(const Task<T>& task) = 0;  // returns the sum of the losses
   // Whether all parameters are finite, or after `keep` those that may have changed.
   virtual bool finite() = 0;
   // See `observe` of Kernels.
@@ -207,19 +229,25 @@ struct Kernels {
   int n_losses;
   const ActivationKernel<T>* activations;
   int n_activations;
-  // Steps that visit all columns, of dense or CSR data; returns the sum of the losses.
-  double (*train_flat)(const LinearTask<T>&, const RuleKernels<T>& rule, const Parameters<T>&,
-                       const LinearScratch<T>&);
   // unit[column] = 1 / the largest |x| so far, over the given rows; 0 before the first. Returns the mean
   // squared norm of rows in these units, over some of them.
   double (*observe)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, T* unit);
   void (*gather_rows)(const T* x, int64_t width, const int64_t* rows, int64_t n, T* out);
+  // Products of small or thin row-major matrices a (n, k), w (k, m), d (n, m): out = a w,
+  void (*multiply)(const T* a, const T* w, int64_t n, int64_t k, int64_t m, T* out);
+  // out = a' d,
+  void (*multiply_left)(const T* a, const T* d, int64_t n, int64_t k, int64_t m, T* out);
+  // out = d w'.
+  void (*multiply_right)(const T* d, const T* w, int64_t n, int64_t k, int64_t m, T* out);
+  void (*add_bias)(T* z, const T* bias, int64_t n, int64_t width);
   // out (n, width) = X[rows] @ W, W (n_columns, width).
   void (*csr_matmul)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, const T* w,
                      int64_t width, T* out);
   // g (n_columns, width) += X[rows].T @ delta.
   void (*csr_gradient)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, const T* delta,
                        int64_t width, T* g);
+  // Lets g be zero again in the columns that the given rows touch.
+  void (*csr_clear)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, int64_t width, T* g);
   void (*sort_by_column)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, Touched<T>&);
   // The squared norm of X.T @ delta; `g` has room for one column.
   double (*touched_squared_norm)(const Touched<T>&, int64_t width, const T* delta, T* g);

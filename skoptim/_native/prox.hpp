@@ -11,16 +11,13 @@ SKOPTIM_HD T soft_threshold(T w, T threshold) {
   return rest <= T(0) ? T(0) : math::copysign(rest, w);
 }
 
-// The prox of step * l2 u^2 / 2. The test of l2 keeps an infinite step (a zero denominator) from making
-// 0 * inf.
-template <class T>
-SKOPTIM_HD T prox_ridge(T w, T step, T l2) { return w / (l2 > T(0) ? T(1) + step * l2 : T(1)); }
-
-// The prox of step * (l1 |u| + l2 u^2 / 2 + indicator of [lower, upper]).
+// The prox of step * (l1 |u| + l2 u^2 / 2 + indicator of [lower, upper]). The tests keep an infinite step
+// from making 0 * inf.
 template <class T>
 SKOPTIM_HD T prox_elastic_box(T w, T step, T l1, T l2, T lower, T upper) {
   const T threshold = l1 > T(0) ? step * l1 : T(0);
-  return clamp(prox_ridge(soft_threshold(w, threshold), step, l2), lower, upper);
+  const T ridge = l2 > T(0) ? T(1) + step * l2 : T(1);
+  return clamp(soft_threshold(w, threshold) / ridge, lower, upper);
 }
 
 // The factor by which the prox of threshold * ||w||_2 scales a group of that squared norm.

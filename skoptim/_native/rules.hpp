@@ -9,7 +9,8 @@
 //   uniform              whether its step size is the same for every coefficient
 //   step(w, g, s, c, k)  moves one weight; returns the step size of its diagonal metric, in which
 //                        non-smooth penalties are applied (the rate at which a constant gradient
-//                        moves w, so that the fixed point is that of the penalised objective)
+//                        moves w, so that the fixed point is that of the penalised objective): a
+//                        number, or a `BoundedStep`
 //   memory(k)            decay per step of what moves w without a gradient: 0 if nothing does, 1 if
 //                        it never fades
 //   contracts(k), coast(s, k, n)
@@ -44,15 +45,37 @@ constexpr const char* common_names[n_common] = {"learning_rate", "l1", "l2", "gr
 #define SKOPTIM_NAMES(field, ...)
 #endif
 
-// The step size of a normalised rule as its penalty sees it. Where gradients were tiny so far, rate /
-// denominator is huge, and a penalty would wipe the weight out at once. Bounded like this it moves a
-// weight by at most twice the rate, or twice what the gradient moved it by if that was more: enough to
-// overcome it. Any positive metric has the same fixed point.
+// The step size of a normalised rule. Where gradients were tiny so far, rate / denominator is huge, and a
+// penalty would wipe the weight out at once. So a penalty moves a weight by at most twice the rate, or twice
+// what the gradient moved it by if that was more: enough to overcome it. Any positive metric has the same
+// fixed point.
 template <class T>
-SKOPTIM_HD T bounded(T step_size, T rate, T before, T w, const Common<T>& c) {
-  const T most = T(2) * larger(rate, absolute(w - before)) / (c.l1 + c.l2 * absolute(w));
-  return most < step_size ? most : step_size;
+struct BoundedStep {
+  T size, most;  // so far may the pull of the penalty move the weight
+};
+template <class T>
+SKOPTIM_HD BoundedStep<T> bounded(T size, T rate, T before, T w) {
+  return {size, T(2) * larger(rate, absolute(w - before))};
 }
+
+// The step size as a penalty sees it.
+template <class T>
+SKOPTIM_HD T step_size(BoundedStep<T> step, T w, const Common<T>& c) {
+  const T most = step.most / (c.l1 + c.l2 * absolute(w));
+  return most < step.size ? most : step.size;
+}
+template <class T>
+SKOPTIM_HD T step_size(T step, T, const Common<T>&) { return step; }
+
+// The prox of L2 alone with that step size; one division does for both.
+template <class T>
+SKOPTIM_HD T prox_ridge(BoundedStep<T> step, T w, T l2) {
+  const T magnitude = absolute(w), pull = step.size * l2;
+  const bool binds = step.most < pull * magnitude;
+  return w * ((binds ? magnitude : T(1)) / (binds ? magnitude + step.most : T(1) + pull));
+}
+template <class T>
+SKOPTIM_HD T prox_ridge(T step, T w, T l2) { return w / (T(1) + step * l2); }
 
 // rate / denominator, for a denominator so small that it would overflow the largest number, so that a gradient
 // of zero still does nothing.
@@ -110,13 +133,13 @@ struct Adagrad {
   SKOPTIM_NAMES(slots, "accumulator")
   SKOPTIM_NAMES(scalars, "epsilon")
   template <class T>
-  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+  SKOPTIM_HD static BoundedStep<T> step(T& w, T g, T* s, const Common<T>& c, const T* k) {
     const T before = w;
     s[0] += g * g;
     const T denominator = math::sqrt(s[0]) + k[0];
     const T gain = finite_ratio(c.learning_rate, denominator);
     w -= gain * g;
-    return bounded(gain, c.learning_rate, before, w, c);
+    return bounded(gain, c.learning_rate, before, w);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T*) { return T(0); }
@@ -138,7 +161,7 @@ struct RMSprop {
 #endif
   SKOPTIM_NAMES(scalars, "rho", "epsilon", "momentum", "one_minus_rho")
   template <class T>
-  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+  SKOPTIM_HD static BoundedStep<T> step(T& w, T g, T* s, const Common<T>& c, const T* k) {
     const T before = w;
     const T rho = k[0], epsilon = k[1], momentum = k[2];
     s[0] = rho * s[0] + k[3] * (g * g);
@@ -149,13 +172,15 @@ struct RMSprop {
       variance = larger(variance - s[average] * s[average], T(0));
     }
     const T denominator = math::sqrt(variance) + epsilon;
-    T step = g / denominator, gain = T(1);
+    T gain = finite_ratio(c.learning_rate, denominator);
     if constexpr (with_momentum) {
-      step = s[buffer] = momentum * s[buffer] + step;
-      gain = T(1) / (T(1) - momentum);
+      s[buffer] = momentum * s[buffer] + g / denominator;
+      w -= c.learning_rate * s[buffer];
+      gain *= T(1) / (T(1) - momentum);
+    } else {
+      w -= gain * g;
     }
-    w -= c.learning_rate * step;
-    return bounded(gain * c.learning_rate / denominator, c.learning_rate, before, w, c);
+    return bounded(gain, c.learning_rate, before, w);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T* k) { return with_momentum ? k[2] : T(0); }
@@ -208,17 +233,17 @@ struct Adam {
   SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "correction_1", "root_correction_2",
                 "one_minus_beta_1", "one_minus_beta_2")
   template <class T>
-  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+  SKOPTIM_HD static BoundedStep<T> step(T& w, T g, T* s, const Common<T>& c, const T* k) {
     const T before = w;
-    const T beta_1 = k[0], beta_2 = k[1], epsilon = k[2], step_size = c.learning_rate / k[3];
+    // The correction of the root goes to the other side of the quotient, which spares a division.
+    const T beta_1 = k[0], beta_2 = k[1], epsilon = k[2] * k[4], rate = c.learning_rate / k[3] * k[4];
     s[0] = beta_1 * s[0] + k[5] * g;
     s[1] = beta_2 * s[1] + k[6] * (g * g);
     T second_moment = s[1];
     if constexpr (amsgrad) second_moment = s[2] = larger(s[2], s[1]);
-    const T denominator = math::sqrt(second_moment) / k[4] + epsilon;
-    const T gain = finite_ratio(step_size, denominator);
+    const T gain = finite_ratio(rate, math::sqrt(second_moment) + epsilon);
     w -= gain * s[0];
-    return bounded(gain, c.learning_rate, before, w, c);
+    return bounded(gain, c.learning_rate, before, w);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T* k) { return k[0]; }
@@ -238,14 +263,13 @@ struct Adamax {
   SKOPTIM_NAMES(slots, "first_moment", "infinity_norm")
   SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "correction_1", "one_minus_beta_1")
   template <class T>
-  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+  SKOPTIM_HD static BoundedStep<T> step(T& w, T g, T* s, const Common<T>& c, const T* k) {
     const T before = w;
-    const T step_size = c.learning_rate / k[3];
     s[0] = k[0] * s[0] + k[4] * g;
     s[1] = larger(k[1] * s[1], absolute(g) + k[2]);
-    const T gain = finite_ratio(step_size, s[1]);
+    const T gain = finite_ratio(c.learning_rate / k[3], s[1]);
     w -= gain * s[0];
-    return bounded(gain, c.learning_rate, before, w, c);
+    return bounded(gain, c.learning_rate, before, w);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T* k) { return k[0]; }
@@ -267,14 +291,13 @@ struct Nadam {
   SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "epsilon", "gradient_weight", "moment_weight",
                 "root_correction_2", "one_minus_beta_1", "one_minus_beta_2")
   template <class T>
-  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+  SKOPTIM_HD static BoundedStep<T> step(T& w, T g, T* s, const Common<T>& c, const T* k) {
     const T before = w;
     s[0] = k[0] * s[0] + k[6] * g;
     s[1] = k[1] * s[1] + k[7] * (g * g);
-    const T denominator = math::sqrt(s[1]) / k[5] + k[2];
-    const T gain = finite_ratio(c.learning_rate, denominator);
+    const T gain = finite_ratio(c.learning_rate * k[5], math::sqrt(s[1]) + k[2] * k[5]);
     w -= gain * (k[3] * g + k[4] * s[0]);
-    return bounded(gain, c.learning_rate, before, w, c);
+    return bounded(gain, c.learning_rate, before, w);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T* k) { return k[0]; }
@@ -347,7 +370,7 @@ struct Lion {
   SKOPTIM_NAMES(slots, "first_moment")
   SKOPTIM_NAMES(scalars, "beta_1", "beta_2", "one_minus_beta_1", "one_minus_beta_2")
   template <class T>
-  SKOPTIM_HD static T step(T& w, T g, T* s, const Common<T>& c, const T* k) {
+  SKOPTIM_HD static BoundedStep<T> step(T& w, T g, T* s, const Common<T>& c, const T* k) {
     const T before = w;
     const T direction = k[0] * s[0] + k[2] * g;
     s[0] = k[1] * s[0] + k[3] * g;
@@ -355,7 +378,7 @@ struct Lion {
     // sign(d) = d / |d|: the metric is |d|.
     const T size = absolute(direction);
     const T step_size = size > T(0) ? c.learning_rate / size : T(SKOPTIM_INFINITY);
-    return bounded(step_size, c.learning_rate, before, w, c);
+    return bounded(step_size, c.learning_rate, before, w);
   }
   template <class T>
   SKOPTIM_HD static T memory(const T*) { return T(1); }
@@ -417,30 +440,40 @@ SKOPTIM_HD Common<T> unpenalised(Common<T> c) {
   return c;
 }
 
+// What there may be besides the rule, weight decay and coupled L2.
+enum class Extras { none, ridge, any };
+
+template <class T>
+SKOPTIM_HD Extras extras(const Common<T>& c) {
+  const bool boxed = c.lower > -T(SKOPTIM_INFINITY) || c.upper < T(SKOPTIM_INFINITY);
+  if (c.clip_value < T(SKOPTIM_INFINITY) || boxed || c.l1 != T(0)) return Extras::any;
+  return c.l2 != T(0) ? Extras::ridge : Extras::none;
+}
+
 // One whole step of one parameter: clipping, coupled L2, weight decay, the rule, the prox in the
-// rule's metric. `smooth` says that of these only the rule and L2 do anything, see `is_smooth`.
-template <class Rule, bool smooth = false, class T>
-SKOPTIM_HD void update(T& w, T g, T* s, const Common<T>& c, const T* k) {
-  if constexpr (!smooth) {
-    g = clamp(g, -c.clip_value, c.clip_value);
-    g += c.coupled_l2 * w;
-    w *= c.shrink;
-  }
-  const T step_size = Rule::step(w, g, s, c, k);
-  if constexpr (!smooth) {
-    if constexpr (Rule::contains_penalty)
-      w = clamp(w, c.lower, c.upper);
-    else
-      w = prox_elastic_box(w, step_size, c.l1, c.l2, c.lower, c.upper);
-  } else if constexpr (!Rule::contains_penalty) {
-    w = prox_ridge(w, step_size, c.l2);
+// rule's metric.
+template <class Rule, Extras extras, class T>
+SKOPTIM_HD void update_with(T& w, T g, T* s, const Common<T>& c, const T* k) {
+  if constexpr (extras == Extras::any) g = clamp(g, -c.clip_value, c.clip_value);
+  g += c.coupled_l2 * w;
+  w *= c.shrink;
+  const auto step = Rule::step(w, g, s, c, k);
+  if constexpr (Rule::contains_penalty) {
+    if constexpr (extras == Extras::any) w = clamp(w, c.lower, c.upper);
+  } else if constexpr (extras == Extras::any) {
+    w = prox_elastic_box(w, step_size(step, w, c), c.l1, c.l2, c.lower, c.upper);
+  } else if constexpr (extras == Extras::ridge) {
+    w = prox_ridge(step, w, c.l2);
   }
 }
 
-template <class T>
-SKOPTIM_HD bool is_smooth(const Common<T>& c) {
-  return !(c.clip_value < T(SKOPTIM_INFINITY)) && c.coupled_l2 == T(0) && c.shrink == T(1) &&
-         !(c.lower > -T(SKOPTIM_INFINITY)) && !(c.upper < T(SKOPTIM_INFINITY)) && c.l1 == T(0);
+// The same for extras known only at run time; to the last bit what the loops over many parameters do.
+template <class Rule, class T>
+SKOPTIM_HD void update(T& w, T g, T* s, const Common<T>& c, const T* k) {
+  if (extras(c) == Extras::ridge)
+    update_with<Rule, Extras::ridge>(w, g, s, c, k);
+  else
+    update_with<Rule, Extras::any>(w, g, s, c, k);
 }
 
 SKOPTIM_END
