@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from skoptim._devices import cpu_training
 from skoptim.activations import Activation
 from skoptim.losses import Loss
 from skoptim.penalties import PenaltyTerms
@@ -132,12 +133,20 @@ class Network:
         self.shapes = list(pairwise(self.layer_sizes))
         self.n_coefficients = sum(a * b for a, b in self.shapes)
         self._capacity = 0
+        self._task: Any = None
 
     @cached_property
     def parameters(self) -> Any:
         """The flat parameters, zero at first; a network that only predicts never makes them."""
         size = self.n_coefficients + sum(self.layer_sizes[1:])
         return self.device.xp.zeros(size, dtype=self.dtype)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether native code knows all of it, and can pass over many samples in one call."""
+        activation = self.activation
+        is_compiled = activation is None or activation.name is not None
+        return is_compiled and self.device.name == "cpu"
 
     @property
     def n_layers(self) -> int:
@@ -350,6 +359,9 @@ class Network:
     def scores(self, data: Dataset, views: Views) -> Any:
         """Return the raw scores of all samples, shape (n_samples, n_outputs)."""
         out = self.device.empty((data.n_samples, self.layer_sizes[-1]), self.dtype)
+        if self.is_native:
+            cpu_training.scores(self, data, views, out)
+            return out
         for batch in self.chunks(data):
             self.reserve(batch.n)
             inputs = None if data.X.is_sparse else self._gather(data, batch)
@@ -367,6 +379,10 @@ class Network:
 
     def full_gradient(self, data: Dataset, flat: Any, out: Any) -> float:
         """Return the mean loss over all samples at `flat`; write its gradient to `out`."""
+        if self.is_native:
+            if self._task is None or self._task[0] is not data:
+                self._task = data, cpu_training.make_task(self, data)
+            return cpu_training.full_gradient(self._task[1], data, flat, out) / data.n_samples
         out.fill(0)
         views, total, batches = self.views(flat), 0.0, self.chunks(data)
         part = out if len(batches) == 1 else self.device.xp.zeros_like(out)

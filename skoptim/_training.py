@@ -225,10 +225,7 @@ class Trainer:
 
     def _runs_natively(self) -> bool:
         """Whether a block of steps is one native call."""
-        if self.optimizer.rule is None or self.device.name != "cpu":
-            return False
-        activation = self.network.activation
-        is_compiled = activation is None or activation.name is not None
+        is_compiled = self.optimizer.rule is not None and self.network.is_native
         return is_compiled and not (self._lazy and self.network.n_layers > 1)
 
     def _measure_units(self) -> None:
@@ -332,7 +329,7 @@ class Trainer:
         if self.table is not None:
             return self.table.train(self._task, order, scalars, batch_size)
         native = cpu_training.native_scalars(scalars, self.network.dtype)
-        return updater.train(self._task, order, native, batch_size, first_step)
+        return cpu_training.train(updater, self._task, order, native, batch_size, first_step)
 
     def _bind(self, rows: np.ndarray) -> Any:
         """Return an updater of the parameters for the steps with these rows of scalars."""

@@ -20,6 +20,7 @@ from sklearn._loss.loss import (
 )
 from sklearn.base import clone
 from sklearn.metrics import hinge_loss, log_loss, mean_pinball_loss, mean_poisson_deviance
+from threadpoolctl import threadpool_limits
 
 from skoptim import MLPClassifier, MLPRegressor, SGDClassifier, SGDRegressor, losses
 from skoptim._devices import cpu
@@ -328,6 +329,8 @@ def test_chunks_add_up_to_the_whole(sparse, weighted, rows, monkeypatch):
     expected_loss = network.full_gradient(problem.data, problem.flat, expected)
     expected_scores = network.scores(problem.data, views)
     assert len(network.chunks(problem.data)) == 1
+    # Devices without whole passes in native code.
+    monkeypatch.setattr(Network, "is_native", False)
     monkeypatch.setattr(Network, "_chunk_rows", 3)
     assert len(network.chunks(problem.data)) == (4 if rows is None else 3)
     gradient = np.full_like(problem.flat, np.nan)
@@ -337,6 +340,48 @@ def test_chunks_add_up_to_the_whole(sparse, weighted, rows, monkeypatch):
     scores = network.scores(problem.data, views)
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-13)
     np.testing.assert_allclose(network.mean_loss(problem.data, scores), loss, rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("listed", [False, True], ids=["all", "some"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
+def test_native_passes_over_many_samples(sparse, listed, dtype, monkeypatch):
+    """More samples than pass through together, for more threads than one."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((20_001, 40)).astype(dtype)
+    X[rng.random(X.shape) < 0.5] = 0
+    labels = rng.integers(0, 5, len(X))
+    network = Network((40, 30, 5), get_activation("gelu"), Multinomial(), device=cpu, dtype=dtype)
+    network.initialise(np.random.RandomState(0))
+    data = Dataset(
+        cpu.Matrix(sp.csr_matrix(X) if sparse else X),
+        cpu.make_targets(labels=labels, n_outputs=5, dtype=dtype),
+        rng.uniform(0, 2, len(X)).astype(dtype),
+        rng.permutation(len(X))[:15_000] if listed else None,
+    )
+    views, results = network.views(network.parameters), []
+    for is_native in (True, False):
+        monkeypatch.setattr(Network, "is_native", is_native)
+        gradient = np.full_like(network.parameters, np.nan)
+        loss = network.full_gradient(data, network.parameters, gradient)
+        results.append((network.scores(data, views), loss, gradient))
+    # Sums over 20,000 samples, in another order.
+    tolerance = 1e-12 if dtype == np.float64 else 2e-5
+    for native, generic in zip(*results, strict=True):
+        np.testing.assert_allclose(native, generic, rtol=tolerance, atol=tolerance)
+
+
+def test_limits_of_blas_are_those_of_before():
+    before = [library.num_threads for library in cpu.threads._libraries()]
+    with cpu.threads.alone() as outer:
+        assert outer == min(before)
+        with cpu.threads.alone() as inner:
+            assert inner == max(1, outer // 2)
+            assert cpu.threads.limit() == min(before)
+        assert {library.num_threads for library in cpu.threads._libraries()} == {1}
+    assert [library.num_threads for library in cpu.threads._libraries()] == before
+    with threadpool_limits(1), cpu.threads.alone() as n_threads:
+        assert n_threads == 1
 
 
 # --- Dropout --------------------------------------------------------------------------------------

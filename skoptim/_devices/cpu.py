@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from threadpoolctl import ThreadpoolController
 
+from skoptim._devices import cpu_threads as threads
 from skoptim._native import core
 
 name = "cpu"
@@ -25,7 +24,7 @@ dot = core.dot
 prox = core.prox
 prox_groups = core.prox_groups
 
-_WORTH_A_THREAD = 2**16
+_WORTH_A_THREAD = 2**14
 
 #: How the compiled classes of a dtype are named.
 SUFFIX = {np.dtype(np.float32): "Float32", np.dtype(np.float64): "Float64"}
@@ -117,21 +116,10 @@ def make_updater(
     kind = getattr(core, "Updater" + SUFFIX[w.dtype])
     rows = np.ascontiguousarray(rows, dtype=w.dtype)
     # A few numbers are done with before the limit is known.
-    n_threads = _thread_limit() if w.size >= _WORTH_A_THREAD else 1
+    n_threads = threads.limit() if w.size >= _WORTH_A_THREAD else 1
     return kind(
         rule, w, slots, average, rows, n_columns, width, n_penalised, sparse, unit, n_threads
     )
-
-
-def _thread_limit() -> int:
-    """Return how many threads to use at most: as many as BLAS, whose limits users know to set."""
-    return min((library.num_threads for library in _blas_libraries()), default=1)
-
-
-@cache
-def _blas_libraries() -> list[Any]:
-    """Return the libraries in use; found once, because looking for them takes milliseconds."""
-    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def owing_pays(

@@ -1,4 +1,4 @@
-"""Blocks of steps in one native call: on the CPU alone, see `cpu` for what devices share."""
+"""Whole passes and blocks of steps in one native call: on the CPU alone, see `cpu` for the rest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cython_blas
 
+from skoptim._devices import cpu_threads as threads
 from skoptim._devices.cpu import SUFFIX
 from skoptim._native import core
 
@@ -31,8 +32,16 @@ def native_scalars(scalars: Any, dtype: Any) -> Any:
     return kind(scalars.n_steps, row, scalars.varying, values)
 
 
-def make_task(network: Any, data: Any, clip_norm: float, seed: int) -> Any:
-    """Return what native steps read, apart from the scalars and the order of samples.
+def make_architecture(network: Any, seed: int = 0) -> Any:
+    """Return the layers of a network as native passes read them; `seed` is that of dropout."""
+    kind = getattr(core, "Architecture" + SUFFIX[network.dtype])
+    activation = None if network.activation is None else network.activation.name
+    gemm = _GEMM[network.dtype]
+    return kind(network.layer_sizes, activation, network.dropout, seed, gemm)
+
+
+def make_task(network: Any, data: Any, clip_norm: float = np.inf, seed: int = 0) -> Any:
+    """Return what is trained on what, as native passes and steps read it.
 
     Parameters
     ----------
@@ -44,7 +53,6 @@ def make_task(network: Any, data: Any, clip_norm: float, seed: int) -> Any:
         Of dropout.
     """
     kind = getattr(core, "Task" + SUFFIX[network.dtype])
-    activation = None if network.activation is None else network.activation.name
     return kind(
         data.X.native,
         data.targets,
@@ -53,9 +61,39 @@ def make_task(network: Any, data: Any, clip_norm: float, seed: int) -> Any:
         network.loss.parameter,
         network.fit_intercept,
         clip_norm,
-        network.layer_sizes,
-        activation,
-        network.dropout,
-        seed,
-        _GEMM[network.dtype],
+        make_architecture(network, seed),
     )
+
+
+def train(
+    updater: Any, task: Any, order: Any, scalars: Any, batch_size: int, first_step: int
+) -> float:
+    """Take a block of steps; return the sum of the losses.
+
+    Parameters
+    ----------
+    updater : updater of the device
+    task : Task
+    order : ndarray of int64
+        The samples, in the order in which to visit them.
+    scalars : native scalars
+        Of all the steps.
+    batch_size : int
+    first_step : int
+        Number of the first step in the whole training, of which dropout masks depend.
+    """
+    with threads.alone() as n_threads:
+        return updater.train(task, order, scalars, batch_size, first_step, n_threads)
+
+
+def scores(network: Any, data: Any, views: Any, out: Any) -> None:
+    """Write the raw scores of all samples to `out`, shape (n_samples, n_outputs)."""
+    architecture = make_architecture(network)
+    with threads.alone() as n_threads:
+        architecture.scores(data.X.native, data.rows, views.coefs, views.intercepts, n_threads, out)
+
+
+def full_gradient(task: Any, data: Any, parameters: Any, out: Any) -> float:
+    """Return the sum of the losses of all samples; write the gradient of their mean to `out`."""
+    with threads.alone() as n_threads:
+        return task.full_gradient(data.rows, parameters, n_threads, out)

@@ -13,14 +13,9 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
 #include <vector>
 
-#ifdef __SSE2__
-#include <xmmintrin.h>
-#endif
-
+#include "cpu_threads.hpp"
 #include "cpu_training.hpp"
 #include "kernels.hpp"
 
@@ -92,29 +87,6 @@ using Input2d = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>
 template <class T>
 using Output2d = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Rows = std::optional<Input<int64_t>>;
-
-// Lets numbers too small to be normal count as zero while it lives, also in threads started meanwhile: state
-// of the optimizers fades away by itself, and arithmetic on such numbers is some hundred times slower.
-class Flushing {
- public:
-#if defined(__SSE2__)
-  Flushing() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~Flushing() { _mm_setcsr(before_); }
-
- private:
-  const unsigned before_;
-#elif defined(__aarch64__)
-  Flushing() {
-    asm volatile("mrs %0, fpcr" : "=r"(before_));
-    asm volatile("msr fpcr, %0" : : "r"(before_ | (uint64_t(1) << 24)));
-  }
-  ~Flushing() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
-
- private:
-  uint64_t before_;
-#endif
-  Flushing(const Flushing&) = delete;
-};
 
 // A section that computes: without the lock of the interpreter.
 struct Computing {
@@ -275,6 +247,65 @@ struct ScalarsObject {
   }
 };
 
+// The layers of a network, and the product that BLAS lends to them.
+template <class T>
+class ArchitectureObject {
+ public:
+  ArchitectureObject(std::vector<int64_t> layer_sizes, const std::optional<std::string>& activation, double dropout,
+                     uint64_t seed, nb::capsule gemm)
+      : gemm_(find_gemm(gemm)), owner_(gemm) {
+    require(layer_sizes.size() >= 2, "layer_sizes: at least inputs and outputs");
+    // BLAS counts in 32 bits. Of CSR data it never sees the columns, so there may be more of these.
+    for (size_t l = 0; l < layer_sizes.size(); ++l)
+      require(layer_sizes[l] > 0 && (l == 0 || layer_sizes[l] <= std::numeric_limits<int>::max()),
+              "layer_sizes: out of range");
+    require(activation || layer_sizes.size() == 2, "activation: needed by hidden layers");
+    require(dropout >= 0 && dropout < 1, "dropout: must lie in [0, 1)");
+    view_ = {std::move(layer_sizes), activation ? &find_activation<T>(*activation) : nullptr, dropout, seed};
+  }
+
+  const Architecture<T>& view() const { return view_; }
+  Gemm<T> gemm() const { return gemm_; }
+
+  void check(const MatrixObject<T>& x) const {
+    require(view_.layer_sizes[0] == x.view.n_columns, "X: must have the columns of the first layer");
+    require(x.view.indices || x.view.n_columns <= std::numeric_limits<int>::max(), "X: too many columns");
+  }
+
+  void scores(const MatrixObject<T>& x, const Rows& rows, const std::vector<Input2d<T>>& coefs,
+              const std::vector<Input<T>>& intercepts, int64_t n_threads, Output2d<T> out) const {
+    check(x);
+    require(int64_t(coefs.size()) == view_.n_layers() && coefs.size() == intercepts.size(), "coefs: of all layers");
+    Layers<T> layers;
+    for (size_t l = 0; l < coefs.size(); ++l) {
+      require(int64_t(coefs[l].shape(0)) == view_.layer_sizes[l] && int64_t(coefs[l].shape(1)) == view_.layer_sizes[l + 1] &&
+                  intercepts[l].shape(0) == coefs[l].shape(1),
+              "coefs, intercepts: must have the shapes of the layers");
+      layers.coefs.push_back(coefs[l].data());
+      layers.intercepts.push_back(intercepts[l].data());
+    }
+    require(int64_t(out.shape(1)) == view_.layer_sizes.back(), "out: one score for each output");
+    const Batch<T> all{x.view, x.pointer(rows), x.check_batch(rows, 0, out.shape(0)), int64_t(out.shape(0))};
+    Computing section;
+    network_scores<T>(view_, kernels<T>(), gemm_, layers, all, n_threads, out.data());
+  }
+
+ private:
+  // The capsules of scipy.linalg.cython_blas are named after the types of the arguments.
+  static Gemm<T> find_gemm(const nb::capsule& gemm) {
+    const std::string name = gemm.name() ? gemm.name() : "";
+    const std::string number = sizeof(T) == 4 ? "_s *" : "_d *", plain = sizeof(T) == 4 ? "float *" : "double *";
+    require(name.rfind("void (char *, char *, int *, int *, int *, ", 0) == 0 &&
+                (name.find(number) != std::string::npos || name.find(plain) != std::string::npos),
+            "gemm: must be the capsule of sgemm or dgemm of scipy.linalg.cython_blas");
+    return reinterpret_cast<Gemm<T>>(gemm.data());
+  }
+
+  Architecture<T> view_;
+  Gemm<T> gemm_;
+  nb::object owner_;
+};
+
 // What is trained on what, and how: everything about a block of steps but its scalars and the order of its
 // samples.
 template <class T>
@@ -282,14 +313,12 @@ class TaskObject {
  public:
   TaskObject(const MatrixObject<T>& x, const TargetsObject<T>& targets, std::optional<Input<T>> weights,
              const std::string& loss, double parameter, bool fit_intercept, double clip_norm,
-             std::vector<int64_t> layer_sizes, const std::optional<std::string>& activation, double dropout,
-             uint64_t seed, nb::capsule gemm)
+             const ArchitectureObject<T>& architecture)
       : owners_{nb::cast(&x, nb::rv_policy::reference), nb::cast(&targets, nb::rv_policy::reference)},
-        weights_(weights), gemm_(find_gemm(gemm)) {
-    check_layers(layer_sizes, x.view.n_columns, targets.n_outputs);
-    require(activation || layer_sizes.size() == 2, "activation: needed by hidden layers");
-    require(dropout >= 0 && dropout < 1, "dropout: must lie in [0, 1)");
-    task_.network = {std::move(layer_sizes), activation ? &find_activation<T>(*activation) : nullptr, dropout, seed};
+        weights_(weights), gemm_(architecture.gemm()), x_(x) {
+    task_.network = architecture.view();
+    architecture.check(x);
+    require(task_.network.layer_sizes.back() == targets.n_outputs, "targets: one for each output");
     require(targets.n_rows == x.view.n_rows, "targets: one for each row of X");
     require(!weights || int64_t(weights->shape(0)) == x.view.n_rows, "weights: one for each row");
     check_targets(loss, targets);
@@ -319,51 +348,27 @@ class TaskObject {
   }
   Gemm<T> gemm() const { return gemm_; }
 
- private:
-  static void check_layers(const std::vector<int64_t>& sizes, int64_t n_columns, int64_t n_outputs) {
-    require(sizes.size() >= 2 && sizes.front() == n_columns && sizes.back() == n_outputs,
-            "layer_sizes: from the columns of X to the outputs");
-    // BLAS counts in 32 bits. Of CSR data it never sees the columns, so the first size may be larger.
-    for (size_t l = 1; l < sizes.size(); ++l)
-      require(sizes[l] > 0 && sizes[l] <= std::numeric_limits<int>::max(), "layer_sizes: out of range");
-  }
-  // The capsules of scipy.linalg.cython_blas are named after the types of the arguments.
-  static Gemm<T> find_gemm(const nb::capsule& gemm) {
-    const std::string name = gemm.name() ? gemm.name() : "";
-    const std::string number = sizeof(T) == 4 ? "_s *" : "_d *", one = sizeof(T) == 4 ? "float *" : "double *";
-    require(name.rfind("void (char *, char *, int *, int *, int *, ", 0) == 0 &&
-                (name.find(number) != std::string::npos || name.find(one) != std::string::npos),
-            "gemm: must be the capsule of sgemm or dgemm of scipy.linalg.cython_blas");
-    return reinterpret_cast<Gemm<T>>(gemm.data());
+  // The sum of the losses of all samples; leaves the gradient of their mean.
+  double full_gradient(const Rows& rows, Input<T> parameters, int64_t n_threads, Vector<T> gradient) const {
+    const int64_t n = rows ? int64_t(rows->shape(0)) : task_.x.n_rows;
+    const size_t size = task_.network.n_parameters();
+    require(parameters.shape(0) == size && gradient.shape(0) == size, "parameters, gradient: must be of all layers");
+    require(n > 0, "rows: at least one");
+    const Batch<T> all{task_.x, x_.pointer(rows), x_.check_batch(rows, 0, n), n};
+    Computing section;
+    return skoptim::full_gradient<T>(task_, kernels<T>(), gemm_, parameters.data(), all, n_threads, gradient.data());
   }
 
+ private:
   Task<T> task_{};
   nb::object owners_[2];
   std::optional<Input<T>> weights_;
   Gemm<T> gemm_;
+  const MatrixObject<T>& x_;
 };
 
 // A pass over fewer numbers is done before another thread has started.
 constexpr int64_t worth_a_thread = 1 << 17;
-
-// Calls visit(begin, end) with about equal parts of 0..n, each in a thread of its own; the threads last as
-// long as the call, so that nothing is left over in a forked process.
-template <class Visit>
-void each_thread(int64_t n_threads, int64_t n, Visit visit) {
-  constexpr int64_t line = 8;  // Parts are made of whole vectors.
-  const int64_t size = std::max((n / n_threads + line - 1) / line * line, line);
-  std::vector<std::thread> threads;
-  for (int64_t begin = size; begin < n; begin += size) {
-    const int64_t end = std::min(n, begin + size);
-    try {
-      threads.emplace_back(visit, begin, end);
-    } catch (const std::system_error&) {
-      visit(begin, end);  // There are no more threads to be had.
-    }
-  }
-  visit(0, std::min(n, size));
-  for (std::thread& thread : threads) thread.join();
-}
 
 // A batch of CSR rows sorted by columns, in memory that is used again.
 template <class T>
@@ -442,8 +447,9 @@ class Updater {
     check_touched(touched, z.shape(0), z.shape(1), step);
     Computing section;
     const Touched<T>& view = touched.view;
-    each_thread(threads_for(view), width_, [&](int64_t begin, int64_t end) {
-      rule_.multiply_touched(parameters_, view, {width_, begin, end}, block_, paid_.data(), step, z.data());
+    Team(threads_for(view)).run([&](Part part) {
+      const Layer layer{width_, border(part.first(width_)), border(part.last(width_))};
+      rule_.multiply_touched(parameters_, view, layer, block_, paid_.data(), step, z.data());
     });
     for (const int64_t column : view.columns) paid_[column] = int32_t(step);
   }
@@ -454,9 +460,10 @@ class Updater {
     Computing section;
     const Touched<T>& view = touched.view;
     gradient_.resize(width_);
-    each_thread(threads_for(view), width_, [&](int64_t begin, int64_t end) {
-      rule_.apply_touched(parameters_, view, {width_, begin, end}, delta.data(), T(factor), row(step),
-                          gradient_.data() + begin);
+    const T* const scalars = row(step);
+    Team(threads_for(view)).run([&](Part part) {
+      const Layer layer{width_, border(part.first(width_)), border(part.last(width_))};
+      rule_.apply_touched(parameters_, view, layer, delta.data(), T(factor), scalars, gradient_.data() + layer.begin);
     });
     for (const int64_t column : view.columns) paid_[column] = int32_t(step + 1);
   }
@@ -466,26 +473,24 @@ class Updater {
     require(!paid_.empty() || n_columns_ == 0, "settle: this updater keeps no ledger");
     require(step >= 0 && step <= block_.n_steps, "step: outside the block of prepared scalars");
     Computing section;
-    each_thread(n_columns_ * width_ < worth_a_thread ? 1 : n_threads_, n_columns_, [&](int64_t begin, int64_t end) {
+    Team(n_columns_ * width_ < worth_a_thread ? 1 : n_threads_).run([&](Part part) {
+      const int64_t begin = part.first(n_columns_), end = part.last(n_columns_);
       rule_.pay_columns(parameters_, begin, end, width_, block_, paid_.data(), step);
     });
   }
 
   // Steps that visit all parameters, in one call; returns the sum of the losses.
   double train(const TaskObject<T>& data, Input<int64_t> order, const ScalarsObject<T>& scalars,
-               int64_t batch_size, int64_t first_step) const {
+               int64_t batch_size, int64_t first_step, int64_t n_threads) const {
     const Task<T> task = data.task(order, scalars, batch_size, first_step);
     require(scalars.view.width >= rule_.info.row_width, "scalars: as many as the rule wants");
-    int64_t n_coefficients = 0, n_intercepts = 0;
     const std::vector<int64_t>& sizes = task.network.layer_sizes;
-    for (size_t l = 1; l < sizes.size(); ++l) n_coefficients += sizes[l - 1] * sizes[l], n_intercepts += sizes[l];
-    require(n_columns_ == sizes[0] && width_ == sizes[1] && n_penalised_ == n_coefficients &&
-                size_ == n_coefficients + n_intercepts,
+    require(n_columns_ == sizes[0] && width_ == sizes[1] && n_penalised_ == task.network.n_coefficients() &&
+                size_ == task.network.n_parameters(),
             "train: X, targets and w do not fit together");
     Computing section;
     check_range(order.data(), task.n_samples, task.x.n_rows, "order: row number out of range");
-    return NetworkTrainer<T>(task, kernels_, data.gemm(), parameters_.w)
-        .run([&](const T* g, const T* scalars) { apply_from(0, g, scalars, task.fit_intercept); });
+    return Training<T>(task, kernels_, data.gemm(), rule_, parameters_, n_threads).run();
   }
 
  private:
@@ -493,6 +498,9 @@ class Updater {
     require(step >= 0 && step < block_.n_steps, "step: outside the block of prepared scalars");
     return block_.rows + step * block_.width;
   }
+
+  // Units of the first layer are shared out in whole vectors.
+  int64_t border(int64_t unit) const { return unit == width_ ? width_ : unit / 16 * 16; }
 
   // Groups are shrunk as a whole.
   int64_t threads_for(const Touched<T>& touched) const {
@@ -507,18 +515,20 @@ class Updater {
     require(step >= 0 && step < block_.n_steps, "step: outside the block of prepared scalars");
   }
 
-  void apply_from(int64_t begin, const T* g, const T* scalars, bool with_intercepts = true) const {
+  void apply_from(int64_t begin, const T* g, const T* scalars) const {
+    Team(size_ - begin < worth_a_thread ? 1 : n_threads_).run([&](Part part) { apply_part(begin, g, scalars, part); });
+  }
+
+  void apply_part(int64_t begin, const T* g, const T* scalars, Part part) const {
     const int64_t first_layer = n_columns_ * width_;
+    // Groups and units need a range of their own for the first layer; otherwise one range will do.
     const bool own_range = scalars[3] > T(0) || parameters_.unit;
-    // Groups and units need a range of its own for the first layer; otherwise one range will do.
-    const int64_t split = own_range ? first_layer : begin;
-    if (begin < split) rule_.apply(parameters_, g, begin, split, scalars, true, width_);
-    const int64_t rest = std::max(begin, split), n = n_penalised_ - rest;
-    each_thread(n < worth_a_thread ? 1 : n_threads_, n, [&](int64_t first, int64_t last) {
-      const int64_t from = rest + first;
-      rule_.apply(parameters_, g + (from - begin), from, rest + last, scalars, true, 0);
-    });
-    if (with_intercepts) rule_.apply(parameters_, g + (n_penalised_ - begin), n_penalised_, size_, scalars, false, 0);
+    const int64_t split = own_range ? first_layer : begin, rest = std::max(begin, split);
+    if (begin < split && part.index == 0) rule_.apply(parameters_, g, begin, split, scalars, true, width_);
+    const int64_t n = n_penalised_ - rest, first = rest + part.first(n), last = rest + part.last(n);
+    rule_.apply(parameters_, g + (first - begin), first, last, scalars, true, 0);
+    if (part.is_last())
+      rule_.apply(parameters_, g + (n_penalised_ - begin), n_penalised_, size_, scalars, false, 0);
   }
 
   void start_ledger() {
@@ -688,17 +698,22 @@ void bind(nb::module_& m, const char* suffix) {
       .def("multiply_touched", &Updater<T>::multiply_touched, "touched"_a, "step"_a, "z"_a.noconvert())
       .def("apply_touched", &Updater<T>::apply_touched, "touched"_a, "delta"_a.noconvert(), "factor"_a, "step"_a)
       .def("settle", &Updater<T>::settle, "step"_a)
-      .def("train", &Updater<T>::train, "task"_a, "order"_a, "scalars"_a, "batch_size"_a, "first_step"_a);
+      .def("train", &Updater<T>::train, "task"_a, "order"_a, "scalars"_a, "batch_size"_a, "first_step"_a, "n_threads"_a);
   nb::class_<ScalarsObject<T>>(m, ("Scalars" + s).c_str())
       .def(nb::init<int64_t, Input<T>, Input<int64_t>, Input2d<T>>(), "n_steps"_a, "row"_a.noconvert(),
            "varying"_a.noconvert(), "values"_a.noconvert());
+  nb::class_<ArchitectureObject<T>>(m, ("Architecture" + s).c_str())
+      .def(nb::init<std::vector<int64_t>, const std::optional<std::string>&, double, uint64_t, nb::capsule>(),
+           "layer_sizes"_a, "activation"_a.none(), "dropout"_a, "seed"_a, "gemm"_a)
+      .def("scores", &ArchitectureObject<T>::scores, "x"_a, "rows"_a.none(), "coefs"_a, "intercepts"_a,
+           "n_threads"_a, "out"_a.noconvert());
   nb::class_<TaskObject<T>>(m, ("Task" + s).c_str())
       .def(nb::init<const MatrixObject<T>&, const TargetsObject<T>&, std::optional<Input<T>>,
-                    const std::string&, double, bool, double, std::vector<int64_t>,
-                    const std::optional<std::string>&, double, uint64_t, nb::capsule>(),
+                    const std::string&, double, bool, double, const ArchitectureObject<T>&>(),
            "x"_a, "targets"_a, "weights"_a.noconvert().none(), "loss"_a, "parameter"_a,
-           "fit_intercept"_a, "clip_norm"_a, "layer_sizes"_a, "activation"_a.none(), "dropout"_a, "seed"_a,
-           "gemm"_a);
+           "fit_intercept"_a, "clip_norm"_a, "architecture"_a)
+      .def("full_gradient", &TaskObject<T>::full_gradient, "rows"_a.none(), "parameters"_a.noconvert(), "n_threads"_a,
+           "gradient"_a.noconvert());
   nb::class_<TableObject<T>>(m, ("LinearTable" + s).c_str())
       .def(nb::init<const std::string&, int64_t, int64_t, bool, bool>(), "rule"_a, "n_columns"_a,
            "width"_a, "has_units"_a, "averaging"_a)
@@ -790,13 +805,13 @@ void bind(nb::module_& m, const char* suffix) {
         [](Input2d<T> a, uint64_t seed, uint64_t stream, double rate, Output2d<T> out) {
           require(a.size() == out.size(), "out: wrong shape");
           require(rate >= 0 && rate < 1, "rate: must lie in [0, 1)");
-          kernels<T>().dropout(a.data(), a.size(), seed, stream, rate, out.data());
+          kernels<T>().dropout(a.data(), 0, a.size(), seed, stream, rate, out.data());
         },
         "a"_a.noconvert(), "seed"_a, "stream"_a, "rate"_a, "out"_a.noconvert(), Unlocked());
   m.def("column_sums",
         [](Input2d<T> a, Vector<T> out) {
           require(out.shape(0) == a.shape(1), "out: one entry per column");
-          kernels<T>().column_sums(a.data(), a.shape(0), a.shape(1), out.data());
+          kernels<T>().column_sums(a.data(), a.shape(0), a.shape(1), false, out.data());
         },
         "a"_a.noconvert(), "out"_a.noconvert(), Unlocked());
   m.def("dot",

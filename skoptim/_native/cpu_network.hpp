@@ -244,16 +244,16 @@ void gather_rows(const T* x, int64_t width, const int64_t* rows, int64_t n, T* o
 
 // Inverted dropout: survivors are scaled by 1 / (1 - rate), so prediction needs no change.
 template <class T>
-void dropout(const T* a, int64_t n, uint64_t seed, uint64_t stream, double rate, T* out) {
+void dropout(const T* a, int64_t first, int64_t n, uint64_t seed, uint64_t stream, double rate, T* out) {
   const uint32_t threshold = uint32_t((1.0 - rate) * 4294967295.0);
   const T scale = T(1.0 / (1.0 - rate));
   for (int64_t i = 0; i < n; ++i)
-    out[i] = survives(seed, stream, uint64_t(i), threshold) ? a[i] * scale : T(0);
+    out[i] = survives(seed, stream, uint64_t(first + i), threshold) ? a[i] * scale : T(0);
 }
 
 template <class T>
-void column_sums(const T* a, int64_t n, int64_t width, T* out) {
-  for (int64_t k = 0; k < width; ++k) out[k] = T(0);
+void column_sums(const T* a, int64_t n, int64_t width, bool adds, T* out) {
+  if (!adds) std::fill_n(out, width, T(0));
   for (int64_t i = 0; i < n; ++i) add_scaled(out, a + i * width, T(1), width);
 }
 
@@ -285,9 +285,9 @@ void multiply(const T* a, const T* w, int64_t n, int64_t k, int64_t m, T* out) {
 }
 
 template <class T>
-void multiply_left(const T* a, const T* d, int64_t n, int64_t k, int64_t m, T* out) {
-  for (int64_t j = 0; j < k * m; ++j) out[j] = T(0);
-  for (int64_t i = 0; i < n; ++i, a += k, d += m) {
+void multiply_left(const T* a, int64_t width, const T* d, int64_t n, int64_t k, int64_t m, bool adds, T* out) {
+  if (!adds) std::fill_n(out, k * m, T(0));
+  for (int64_t i = 0; i < n; ++i, a += width, d += m) {
     if (m == 1)
       add_scaled(out, a, d[0], k);
     else

@@ -731,7 +731,7 @@ class RuleTable final : public LinearTable<T> {
     const double loss =
         task.loss->batch(scores_.data(), n, width_, task.targets, task.order + begin, 0, task.weights,
                          task.loss_parameter, T(1) / T(n), derivatives_.data());
-    column_sums(derivatives_.data(), n, width_, bias_gradient_.data());
+    column_sums(derivatives_.data(), n, width_, false, bias_gradient_.data());
     return loss;
   }
 

@@ -169,6 +169,18 @@ struct Architecture {
   const ActivationKernel<T>* activation = nullptr;  // of the hidden layers
   double dropout = 0;
   uint64_t seed = 0;  // of dropout
+
+  int64_t n_layers() const { return int64_t(layer_sizes.size()) - 1; }
+  int64_t n_coefficients() const {
+    int64_t n = 0;
+    for (size_t l = 1; l < layer_sizes.size(); ++l) n += layer_sizes[l - 1] * layer_sizes[l];
+    return n;
+  }
+  int64_t n_parameters() const {
+    int64_t n = n_coefficients();
+    for (size_t l = 1; l < layer_sizes.size(); ++l) n += layer_sizes[l];
+    return n;
+  }
 };
 
 // A block of steps: what is trained on what, and how.
@@ -235,8 +247,8 @@ struct Kernels {
   void (*gather_rows)(const T* x, int64_t width, const int64_t* rows, int64_t n, T* out);
   // Products of small or thin row-major matrices a (n, k), w (k, m), d (n, m): out = a w,
   void (*multiply)(const T* a, const T* w, int64_t n, int64_t k, int64_t m, T* out);
-  // out = a' d,
-  void (*multiply_left)(const T* a, const T* d, int64_t n, int64_t k, int64_t m, T* out);
+  // out = a' d, or added to that, for k of the `width` columns of a,
+  void (*multiply_left)(const T* a, int64_t width, const T* d, int64_t n, int64_t k, int64_t m, bool adds, T* out);
   // out = d w'.
   void (*multiply_right)(const T* d, const T* w, int64_t n, int64_t k, int64_t m, T* out);
   void (*add_bias)(T* z, const T* bias, int64_t n, int64_t width);
@@ -251,8 +263,10 @@ struct Kernels {
   void (*sort_by_column)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, Touched<T>&);
   // The squared norm of X.T @ delta; `g` has room for one column.
   double (*touched_squared_norm)(const Touched<T>&, int64_t width, const T* delta, T* g);
-  void (*dropout)(const T* a, int64_t n, uint64_t seed, uint64_t stream, double rate, T* out);
-  void (*column_sums)(const T* a, int64_t n, int64_t width, T* out);
+  // Of n numbers, whose first has the number `first` in the mask.
+  void (*dropout)(const T* a, int64_t first, int64_t n, uint64_t seed, uint64_t stream, double rate, T* out);
+  // Or added to what is there.
+  void (*column_sums)(const T* a, int64_t n, int64_t width, bool adds, T* out);
   double (*dot)(const T* a, const T* b, int64_t n);
   // Prox of step * (l1, l2, box) in place; one step size, or one for each weight.
   void (*prox)(T* w, int64_t n, const T* steps, int64_t n_steps, T l1, T l2, T lower, T upper);

@@ -1,0 +1,123 @@
+"""L-BFGS and predictions on dense data, against scikit-learn's at equal quality.
+
+Run ``python benchmarks/logistic.py [--repeats N]``. Both minimise the same objective until the largest
+entry of its gradient is below the same bound; the table shows what was reached, measured apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from statistics import median
+from typing import Any
+
+import data
+import numpy as np
+from measure import table, timed
+from scipy.special import logsumexp
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier as SklearnMLP
+
+from skoptim import MLPClassifier, SGDClassifier
+from skoptim.optimizers import LBFGS, Adam
+
+ALPHA = 1e-4
+
+
+def problems() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return MNIST, and the census' dense half."""
+    mnist, census = data.load_mnist(), data.load("census")
+    frequent = np.argsort(-census.X.getnnz(axis=0))[:200]
+    return {
+        "mnist": (mnist.X, mnist.y),
+        "census, 200 columns": (census.X[:, frequent].toarray().astype(np.float32), census.y),
+    }
+
+
+def gradient_norm(model: Any, X: np.ndarray, y: np.ndarray) -> float:
+    """Return the largest entry of the gradient of mean softmax loss + ALPHA / 2 |w|^2, in float64."""
+    coef, intercept = (np.asarray(a, dtype=np.float64) for a in (model.coef_, model.intercept_))
+    if len(coef) == 1:
+        p = 1 / (1 + np.exp(-(X @ coef[0] + intercept[0])))
+        delta = (p - y)[:, None]
+    else:
+        z = X @ coef.T + intercept
+        delta = np.exp(z - logsumexp(z, axis=1, keepdims=True))
+        delta[np.arange(len(y)), y] -= 1
+    g = delta.T @ X / len(X) + ALPHA * coef
+    return max(np.abs(g).max(), np.abs(delta.mean(axis=0)).max())
+
+
+def lbfgs_part(repeats: int) -> None:
+    for name, (X, y) in problems().items():
+        n_classes = int(y.max()) + 1
+        loss = "multinomial" if n_classes > 2 else "log_loss"
+        for dtype in (np.float32, np.float64):
+            A = X.astype(dtype)
+            print(f"\n### L-BFGS. {name}: {A.shape[0]:,} x {A.shape[1]}, {np.dtype(dtype)}\n")
+            rows = []
+            for tol in (1e-3, 1e-4):
+                fits = {
+                    "skoptim": lambda A=A, tol=tol: SGDClassifier(
+                        loss, optimizer=LBFGS(), alpha=ALPHA, tol=tol, max_iter=1000
+                    ).fit(A, y),
+                    "scikit-learn": lambda A=A, tol=tol: LogisticRegression(
+                        C=1 / (ALPHA * len(A)), tol=tol, max_iter=1000
+                    ).fit(A, y),
+                }
+                seconds: dict[str, list[float]] = {label: [] for label in fits}
+                models = {}
+                for _ in range(repeats):
+                    for label, fit in fits.items():
+                        used, models[label] = timed(fit)
+                        seconds[label].append(used)
+                for label, model in models.items():
+                    own = median(seconds["skoptim"]) / median(seconds[label])
+                    rows.append(
+                        {
+                            "tol": tol,
+                            "": label,
+                            "s": f"{median(seconds[label]):.2f}",
+                            "ours / this": f"{own:.2f}",
+                            "iterations": int(np.max(model.n_iter_)),
+                            "gradient, largest entry": f"{gradient_norm(model, A, y):.1e}",
+                        }
+                    )
+            print(table(rows), flush=True)
+
+
+def predict_part(repeats: int) -> None:
+    mnist = data.load_mnist()
+    print("\n### predict_proba of 60,000 images, float32\n")
+    rows = []
+    for hidden in ((100,), (512, 512)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours = MLPClassifier(hidden, optimizer=Adam(), max_iter=1).fit(mnist.X, mnist.y)
+            theirs = SklearnMLP(hidden, max_iter=1).fit(mnist.X, mnist.y)
+        seconds: dict[str, list[float]] = {"skoptim": [], "scikit-learn": []}
+        for _ in range(repeats):
+            for label, model in (("skoptim", ours), ("scikit-learn", theirs)):
+                seconds[label].append(timed(lambda model=model: model.predict_proba(mnist.X))[0])
+        for label, used in seconds.items():
+            rows.append(
+                {
+                    "hidden": hidden,
+                    "": label,
+                    "s": f"{median(used):.3f}",
+                    "ours / this": f"{median(seconds['skoptim']) / median(used):.2f}",
+                }
+            )
+    print(table(rows), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    lbfgs_part(arguments.repeats)
+    predict_part(3 * arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
