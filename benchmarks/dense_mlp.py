@@ -25,6 +25,7 @@ from sklearn.metrics import r2_score
 from skoptim import MLPClassifier, MLPRegressor
 from skoptim.optimizers import Adam
 
+# scikit-learn divides its alpha by the size of the batch: the same objective for both.
 ALPHA, RATE = 1e-4, 1e-3
 
 
@@ -58,7 +59,7 @@ def is_classification(split: data.Split) -> bool:
 def our_fit(split: data.Split, hidden: tuple[int, ...], batch: int, epochs: int) -> Any:
     kind = MLPClassifier if is_classification(split) else MLPRegressor
     return kind(
-        hidden_layer_sizes=hidden, batch_size=batch, alpha=ALPHA, optimizer=Adam(RATE),
+        hidden_layer_sizes=hidden, batch_size=batch, alpha=ALPHA / batch, optimizer=Adam(RATE),
         max_iter=epochs, tol=None, random_state=0,
     ).fit(split.X, split.y)  # fmt: skip
 
@@ -68,9 +69,8 @@ def sklearn_fit(
 ) -> Any:
     classifier = is_classification(split)
     kind = sklearn_nets.MLPClassifier if classifier else sklearn_nets.MLPRegressor
-    # scikit-learn divides its alpha by the size of the batch.
     return kind(
-        hidden_layer_sizes=hidden, batch_size=batch, alpha=ALPHA * batch,
+        hidden_layer_sizes=hidden, batch_size=batch, alpha=ALPHA,
         learning_rate_init=RATE, max_iter=epochs, tol=0.0, n_iter_no_change=10**6, random_state=0,
     ).fit(split.X.astype(dtype), split.y)  # fmt: skip
 

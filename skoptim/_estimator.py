@@ -305,7 +305,13 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             early_stopping=self.early_stopping,
             average=int(getattr(self, "average", False)),
             verbose=self.verbose,
+            n_workers=self._n_workers,
         )
+
+    @property
+    def _n_workers(self) -> int:
+        """Threads that train at once, asynchronously if there are several."""
+        return 1
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:

@@ -74,7 +74,9 @@ class LinearTable:
         """Pay all debts, with the scalars under which they were made."""
         self._native.settle()
 
-    def train(self, task: Any, order: Any, scalars: Scalars, batch_size: int) -> float:
+    def train(
+        self, task: Any, order: Any, scalars: Scalars, batch_size: int, n_workers: int
+    ) -> float:
         """Take a block of steps; return the sum of the losses.
 
         Parameters
@@ -85,9 +87,11 @@ class LinearTable:
         scalars : Scalars
             Of all the steps.
         batch_size : int
+        n_workers : int
+            Threads that train at once, asynchronously if there are several.
         """
         native = cpu_training.native_scalars(scalars, self.network.dtype)
-        return self._native.train(task, order, native, batch_size)
+        return self._native.train(task, order, native, batch_size, n_workers)
 
     def observe(self, data: Dataset) -> float:
         """Measure the units of the columns; return the mean squared norm in these units."""

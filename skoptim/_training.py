@@ -26,6 +26,8 @@ from skoptim.penalties import PenaltyTerms
 _BLOCK_NUMBERS = 2**20
 # A loss that has grown by this factor since the first epoch is on its way to infinity.
 _EXPLOSION = 1e6
+# Steps of a block that several threads train at once.
+_ASYNCHRONOUS_STEPS = 2**14
 # Multiplications in one native call, some tenths of a second: between calls an interrupt is heeded.
 _BLOCK_MULTIPLICATIONS = 2**33
 
@@ -43,6 +45,7 @@ class Options:
     early_stopping: bool
     average: int
     verbose: int
+    n_workers: int = 1
 
 
 @dataclass
@@ -286,16 +289,23 @@ class Trainer:
         order = self._order()
         batch_size = self.options.batch_size
         n_steps = -(-self.data.n_samples // batch_size)
-        multiplications = 3 * batch_size * self.network.n_coefficients
-        block = max(
-            1, min(_BLOCK_NUMBERS // (len(COMMON) + 8), _BLOCK_MULTIPLICATIONS // multiplications)
-        )
+        block = self._block_steps()
         total = 0.0
         for first_step in range(0, n_steps, block):
             stop = min(n_steps, first_step + block)
             part = slice(first_step * batch_size, stop * batch_size)
             total += self._block(order, part, stop - first_step)
         return total / self.data.n_samples
+
+    def _block_steps(self) -> int:
+        """Return how many steps a block has at most."""
+        network, X, n_workers = self.network, self.data.X, self.options.n_workers
+        inputs = X.n_stored / max(X.shape[0], 1) if X.is_sparse else network.layer_sizes[0]
+        rest = network.n_coefficients - network.first_layer_size
+        a_step = 3 * self.options.batch_size * (inputs * network.layer_sizes[1] + rest)
+        # Asynchronous workers can bring weights back to their size between blocks only.
+        longest = _BLOCK_NUMBERS // (len(COMMON) + 8) if n_workers == 1 else _ASYNCHRONOUS_STEPS
+        return max(1, min(longest, int(_BLOCK_MULTIPLICATIONS / max(a_step, 1.0))))
 
     def _order(self) -> Any:
         """Return the order of the rows in this epoch; None as they come."""
@@ -327,7 +337,8 @@ class Trainer:
         # Counted first: an interrupt is raised right after the call, which takes all of the steps.
         self.optimizer.advance(self.state, scalars, self.terms)
         if self.table is not None:
-            return self.table.train(self._task, order, scalars, batch_size)
+            n_workers = self.options.n_workers
+            return self.table.train(self._task, order, scalars, batch_size, n_workers)
         native = cpu_training.native_scalars(scalars, self.network.dtype)
         return cpu_training.train(updater, self._task, order, native, batch_size, first_step)
 

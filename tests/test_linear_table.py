@@ -383,3 +383,94 @@ def test_wide_columns_at_the_edges_of_what_is_allowed(optimizer, penalty, monkey
     dense, sparse = clone(model).fit(X, y), clone(model).fit(sp.csr_matrix(X), y)
     # RMSprop's steps enlarge rounding: an X changed by 4e-16 of itself moves the weights by 2e-10.
     np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=0, atol=2e-9)
+
+
+# Threads that train at once.
+
+
+def private_features(n_samples=300, n_each=2):
+    """Return samples of which no two share a feature: threads cannot meet."""
+    rng = np.random.default_rng(0)
+    columns = rng.permutation(n_samples * n_each)
+    X = sp.csr_matrix(
+        (
+            rng.uniform(0.5, 2, len(columns)),
+            columns.astype(np.int32),
+            np.arange(0, len(columns) + 1, n_each, dtype=np.int32),
+        ),
+        shape=(n_samples, len(columns)),
+    )
+    X.sort_indices()
+    return X, rng.integers(0, 3, n_samples)
+
+
+@pytest.mark.parametrize("penalty", [None, "l1", "l2"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("optimizer", ELEMENTWISE.values(), ids=ELEMENTWISE)
+def test_asynchronous_training_without_meetings_is_the_sequential_one(
+    optimizer, batch_size, penalty, monkeypatch
+):
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    X, y = private_features()
+    model = SGDClassifier(
+        "log_loss",
+        optimizer=optimizer,
+        penalty=penalty,
+        alpha=1e-3,
+        fit_intercept=False,
+        batch_size=batch_size,
+        max_iter=4,
+        tol=None,
+        random_state=0,
+    )
+    together = clone(model).set_params(asynchronous=True, n_jobs=3).fit(X, y)
+    alone = model.fit(X, y)
+    np.testing.assert_allclose(together.coef_, alone.coef_, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(together.loss_curve_, alone.loss_curve_, rtol=1e-12)
+    for name, slot in alone.optimizer_state_.slots.items():
+        np.testing.assert_allclose(
+            together.optimizer_state_.slots[name], slot, rtol=1e-12, atol=1e-300, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("alpha", [3.0, 300.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_asynchronous_training_under_a_penalty_that_scales_weights_away(alpha, dtype):
+    X, y = private_features()
+    model = SGDClassifier(
+        "log_loss", optimizer=SGD(0.1), alpha=alpha, max_iter=3, tol=None, random_state=0
+    )
+    model.set_params(fit_intercept=False)
+    alone = clone(model).fit(X.astype(dtype), y)
+    together = model.set_params(asynchronous=True, n_jobs=2).fit(X.astype(dtype), y)
+    rtol = 1e-4 if dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(together.coef_, alone.coef_, rtol=rtol, atol=1e-30)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1), FTRL(), Adagrad(0.1), NormalizedFTRL()])
+def test_asynchronous_training_learns_as_well(optimizer):
+    rng = np.random.default_rng(0)
+    X = sp.random(4000, 3000, 0.01, "csr", rng=rng)
+    scores = X @ rng.standard_normal(3000)
+    y = (scores > np.median(scores)).astype(int)
+    model = SGDClassifier(
+        "log_loss", optimizer=optimizer, alpha=1e-5, max_iter=20, tol=None, random_state=0
+    )
+    alone = clone(model).fit(X, y)
+    together = clone(model).set_params(asynchronous=True, n_jobs=2).fit(X, y)
+    # Updates that were lost or late, of few; losses of two seeds differ by a percent.
+    assert together.loss_ == pytest.approx(alone.loss_, rel=0.1)
+    assert together.score(X, y) >= alone.score(X, y) - 0.02
+    stream = clone(together)
+    for part in range(4):
+        stream.partial_fit(X[part::4], y[part::4], classes=[0, 1])
+    assert stream.score(X, y) > 0.7
+
+
+def test_asynchronous_has_no_effect_on_dense_data_and_averages():
+    X, y = private_features(60)
+    for options, data in (({}, X.toarray()), ({"average": True}, X)):
+        model = SGDClassifier("log_loss", max_iter=3, tol=None, random_state=0, **options)
+        alone = clone(model).fit(data, y)
+        together = clone(model).set_params(asynchronous=True, n_jobs=2).fit(data, y)
+        np.testing.assert_array_equal(together.coef_, alone.coef_)

@@ -41,6 +41,7 @@ class Memory {
     return *this;
   }
   ~Memory() {
+    if (borrowed_) return;
 #ifdef __linux__
     if (mapped_) {
       munmap(data_, size_t(size_) * sizeof(T));
@@ -57,6 +58,14 @@ class Memory {
     discarded_ = std::max(discarded_, end);
 #endif
   }
+  // The same memory, which must be there as long as what is returned.
+  Memory borrow() {
+    Memory borrowed(0);
+    borrowed.data_ = data_;
+    borrowed.size_ = size_;
+    borrowed.borrowed_ = true;
+    return borrowed;
+  }
   T* data() { return data_; }
   const T* data() const { return data_; }
   int64_t size() const { return size_; }
@@ -67,11 +76,12 @@ class Memory {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     std::swap(mapped_, other.mapped_);
+    std::swap(borrowed_, other.borrowed_);
     std::swap(discarded_, other.discarded_);
   }
   T* data_ = nullptr;
   int64_t size_ = 0;
-  bool mapped_ = false;
+  bool mapped_ = false, borrowed_ = false;
   size_t discarded_ = 0;  // bytes
 };
 

@@ -607,8 +607,9 @@ class TableObject {
     table_->settle();
   }
 
+  // With more threads than one, asynchronously.
   double train(const TaskObject<T>& data, Input<int64_t> order, const ScalarsObject<T>& scalars,
-               int64_t batch_size) {
+               int64_t batch_size, int64_t n_threads) {
     require_loaded();
     const Task<T> task = data.task(order, scalars, batch_size, 0);
     require(task.x.indices && n_columns_ == task.x.n_columns && width_ == task.n_outputs &&
@@ -617,7 +618,14 @@ class TableObject {
     require(scalars.view.width == info_.row_width, "scalars: as many as the rule wants");
     Computing section;
     check_range(order.data(), task.n_samples, task.x.n_rows, "order: row number out of range");
-    return table_->train(task);
+    Team team(n_threads);
+    if (!table_->share(task, team.n_members())) return table_->train(task);
+    std::vector<double> losses(team.n_members());
+    team.run([&](Part part) { losses[part.index] = table_->train_share(task, part.index); });
+    table_->join();
+    double loss = 0;
+    for (const double part : losses) loss += part;
+    return loss;
   }
 
   double observe(const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n) {
@@ -722,7 +730,7 @@ void bind(nb::module_& m, const char* suffix) {
       .def("store", &TableObject<T>::store, "w"_a.noconvert().none(), "slots"_a.noconvert(),
            "average"_a.noconvert().none(), "unit"_a.noconvert().none(), "last"_a)
       .def("settle", &TableObject<T>::settle)
-      .def("train", &TableObject<T>::train, "task"_a, "order"_a, "scalars"_a, "batch_size"_a)
+      .def("train", &TableObject<T>::train, "task"_a, "order"_a, "scalars"_a, "batch_size"_a, "n_threads"_a)
       .def("observe", &TableObject<T>::observe, "x"_a, "rows"_a.none(), "first"_a, "n"_a)
       .def("penalty_sums", &TableObject<T>::penalty_sums)
       .def("keep", &TableObject<T>::keep, "x"_a, "rows"_a.none(), "first"_a, "n"_a)

@@ -8,6 +8,9 @@
 
 SKOPTIM_BEGIN
 
+// Behind the parameters of a lambda: a loop around a call does not vectorise.
+#define SKOPTIM_INLINE __attribute__((always_inline))
+
 // A rule without slots still needs an array of length one.
 template <class Rule>
 constexpr int slot_storage = Rule::n_slots > 0 ? Rule::n_slots : 1;
@@ -88,7 +91,7 @@ struct RuleDriver {
     // Known when compiling, for the rules that contain the penalty.
     if constexpr (extras != Extras::any) c.l1 = T(0);
     if constexpr (extras == Extras::none) c.l2 = T(0);
-    for_each<weights | states>(run, n, k, [=](T& w, T* s, const T* own, int64_t i) {
+    for_each<weights | states>(run, n, k, [=](T& w, T* s, const T* own, int64_t i) SKOPTIM_INLINE {
       update_with<Rule, extras>(w, factor * g[i], s, c, own);
     });
   }
@@ -104,7 +107,7 @@ struct RuleDriver {
   template <Extras extras>
   static void idle_run(const Run<T>& run, int64_t n, const Scalars<Rule, T>& k) {
     const Common<T> c = k.common;
-    for_each<weights | states>(run, n, k, [=](T& w, T* s, const T* own, int64_t) {
+    for_each<weights | states>(run, n, k, [=](T& w, T* s, const T* own, int64_t) SKOPTIM_INLINE {
       update_with<Rule, extras>(w, T(0), s, c, own);
     });
   }
@@ -115,11 +118,11 @@ struct RuleDriver {
     if constexpr (Rule::contains_penalty) {
       const Common<T> c = k.common;
       if (c.clip_value < T(SKOPTIM_INFINITY))
-        for_each<states>(run, n, k, [=](T& w, T* s, const T* own, int64_t i) {
+        for_each<states>(run, n, k, [=](T& w, T* s, const T* own, int64_t i) SKOPTIM_INLINE {
           Rule::advance(w, clamp(factor * g[i], -c.clip_value, c.clip_value), s, c, own);
         });
       else
-        for_each<states>(run, n, k, [=](T& w, T* s, const T* own, int64_t i) {
+        for_each<states>(run, n, k, [=](T& w, T* s, const T* own, int64_t i) SKOPTIM_INLINE {
           Rule::advance(w, factor * g[i], s, c, own);
         });
     }
@@ -130,11 +133,11 @@ struct RuleDriver {
     if constexpr (Rule::contains_penalty) {
       const Common<T> c = k.common;
       if (c.lower > -T(SKOPTIM_INFINITY) || c.upper < T(SKOPTIM_INFINITY))
-        for_each<weights>(run, n, k, [=](T& w, T* s, const T* own, int64_t) {
+        for_each<weights>(run, n, k, [=](T& w, T* s, const T* own, int64_t) SKOPTIM_INLINE {
           w = clamp(Rule::weight(w, s, c, own), c.lower, c.upper);
         });
       else
-        for_each<weights>(run, n, k, [=](T& w, T* s, const T* own, int64_t) {
+        for_each<weights>(run, n, k, [=](T& w, T* s, const T* own, int64_t) SKOPTIM_INLINE {
           w = Rule::weight(w, s, c, own);
         });
     }

@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <type_traits>
 #include <vector>
@@ -195,15 +196,32 @@ class RuleTable final : public LinearTable<T> {
   }
 
   double train(const Task<T>& task) override {
-    change_owing(task);
-    if (layout_.owing == Owing::recorded) {
-      if (record_.bytes() > record_bytes) settle();
-      record_.append(task.scalars, averaging_);
+    begin_block(task);
+    return train_own(task);
+  }
+
+  bool share(const Task<T>& task, int64_t n_workers) override {
+    if (averaging_ || n_workers < 2) return false;
+    begin_block(task);
+    if (scales(layout_.owing)) {
+      // No worker can bring all weights back to their size while others train.
+      const double decay = decay_of(task.scalars);
+      if (rest_.decay * decay < smallest_decay) settle();
+      if (decay < smallest_decay) return false;
     }
-    reserve(task);
-    double loss = 0;
-    choose([&](auto single, auto owing) { loss = train_steps<single(), owing()>(task); });
-    return loss;
+    for (int64_t i = 0; i < n_workers; ++i) workers_.emplace_back(new RuleTable(*this, i, n_workers));
+    return true;
+  }
+
+  double train_share(const Task<T>& task, int64_t worker) override { return workers_[worker]->train_own(task); }
+
+  void join() override {
+    const RuleTable& worker = *workers_.front();
+    rest_.decay = worker.rest_.decay;
+    rest_.threshold = worker.rest_.threshold;
+    now_ = worker.now_;
+    keep_row(*worker.in_force_);
+    workers_.clear();
   }
 
   bool finite() override {
@@ -266,6 +284,44 @@ class RuleTable final : public LinearTable<T> {
   void forget() override { kept_ = Kept{}; }
 
  private:
+  // A worker on the columns and intercepts of another table, with an account of its own.
+  RuleTable(RuleTable& owner, int64_t first_step, int64_t stride)
+      : n_columns_(owner.n_columns_), width_(owner.width_), row_width_(owner.row_width_), has_units_(owner.has_units_),
+        averaging_(false), layout_(owner.layout_), records_(owner.records_.borrow()),
+        outgrows_cache_(owner.outgrows_cache_), now_(owner.now_), shared_(&owner.rest_), steps_(owner.steps_),
+        first_step_(first_step), stride_(stride) {
+    rest_.decay = owner.rest_.decay;
+    rest_.threshold = owner.rest_.threshold;
+    keep_row(*owner.in_force_);
+  }
+
+  void begin_block(const Task<T>& task) {
+    change_owing(task);
+    if (layout_.owing != Owing::recorded) return;
+    if (record_.bytes() > record_bytes) settle();
+    record_.append(task.scalars, averaging_);
+  }
+
+  double train_own(const Task<T>& task) {
+    reserve(task);
+    double loss = 0;
+    choose([&](auto single, auto owing) { loss = train_steps<single(), owing()>(task); });
+    return loss;
+  }
+
+  // The factor by which a block of steps without gradients multiplies weights.
+  double decay_of(const ScalarBlock<T>& block) const {
+    double decay = 1.0;
+    if constexpr (std::is_same_v<Rule, SGD>) {
+      ScalarReader<Rule, T> rows(block);
+      for (int64_t t = 0; t < block.n_steps; ++t) {
+        const Row& row = rows(t);
+        decay *= Idle<SGD>::one_step(row.common, row.own).factor;
+      }
+    }
+    return decay;
+  }
+
   // Where in a record what lies, and how steps are owed. A record is: w (unless derived) and the slots,
   // each a run of `width`; the unit of the column; its mark; the sums of its averaged weights.
   struct Layout {
@@ -450,7 +506,7 @@ class RuleTable final : public LinearTable<T> {
     if (owing == Owing::scaled) return;
     if (owing == Owing::thresholded) return threshold<single>(n);
     if (now_ == 0) return;
-    const Steps<T> steps = record_.steps();
+    const Steps<T> steps = steps_->steps();
     if constexpr (single && std::is_same_v<Rule, Adagrad>)
       if (steps.closed_idle) return pay_adagrad_taken(n, steps);
     for (int64_t e = 0; e < n; ++e) {
@@ -468,7 +524,8 @@ class RuleTable final : public LinearTable<T> {
     const int64_t now = now_;
     left_.resize(std::max<size_t>(left_.size(), n));
     const auto debt = [=](int64_t e) {
-      const int64_t from = int64_t(mark[e]);
+      // Another worker may have paid more.
+      const int64_t from = std::min(int64_t(mark[e]), now);
       return AdagradDebts{double(now - from), steps.decay[now] - steps.decay[from],
                           steps.threshold[now] - steps.threshold[from]};
     };
@@ -486,13 +543,15 @@ class RuleTable final : public LinearTable<T> {
     T* const w = taken_.w.data();
     if (single) {
 #pragma GCC ivdep
-      for (int64_t e = 0; e < n; ++e) w[e] = soft_threshold(w[e], T(threshold - mark[e]));
+      for (int64_t e = 0; e < n; ++e) w[e] = soft_threshold(w[e], owed_amount(threshold, mark[e]));
     } else {
       for (int64_t e = 0; e < n; ++e)
         for (int64_t i = e * width_; i < (e + 1) * width_; ++i)
-          w[i] = soft_threshold(w[i], T(threshold - mark[e]));
+          w[i] = soft_threshold(w[i], owed_amount(threshold, mark[e]));
     }
   }
+  // Nothing where another worker has taken more.
+  static T owed_amount(double threshold, double mark) { return T(larger(threshold - mark, 0.0)); }
 
   // Calls visit(first, n) with all columns taken out, some at a time.
   template <class Visit>
@@ -525,10 +584,14 @@ class RuleTable final : public LinearTable<T> {
   double train_steps(const Task<T>& task) {
     double loss = 0;
     ScalarReader<Rule, T> rows(task.scalars);
-    for (int64_t step = 0, begin = 0; step < task.scalars.n_steps; ++step, begin += task.batch_size) {
-      if (rest_.decay < smallest_decay) settle();
+    for (int64_t step = 0; step < task.scalars.n_steps; ++step) {
       const Row& row = rows(step);
-      const int64_t n = std::min(task.batch_size, task.n_samples - begin);
+      if (step % stride_ != first_step_) {
+        count_step<owing>(row, 0);  // Another worker takes it.
+        continue;
+      }
+      if (rest_.decay < smallest_decay && shared_ == &rest_) settle();
+      const int64_t begin = step * task.batch_size, n = std::min(task.batch_size, task.n_samples - begin);
       loss += task.batch_size == 1 ? train_row<single, owing>(task, begin, row)
                                    : train_batch<single, owing>(task, begin, n, row);
     }
@@ -636,7 +699,7 @@ class RuleTable final : public LinearTable<T> {
     } else if constexpr (scales(owing)) {
       copy(record, w, width_);
       if (owing == Owing::thresholded) {
-        const T amount = T(rest_.threshold - mark_of(record));
+        const T amount = owed_amount(rest_.threshold, mark_of(record));
 #pragma GCC ivdep
         for (int64_t k = 0; k < width_; ++k) w[k] = soft_threshold(w[k], amount);
       }
@@ -644,7 +707,7 @@ class RuleTable final : public LinearTable<T> {
       const int64_t from = int64_t(mark_of(record));
       if (from < now_)
         Driver::pay_run(run_of(record, record), has_units_ ? effective(record[layout_.unit]) : T(1), nullptr,
-                        width_, record_.steps(), from, now_);
+                        width_, steps_->steps(), from, now_);
       set_mark(record, double(now_));
       copy(record, w, width_);
     }
@@ -727,7 +790,7 @@ class RuleTable final : public LinearTable<T> {
   // Loss and derivatives of the mean over n samples, from scores without the intercepts.
   double loss_of(const Task<T>& task, int64_t begin, int64_t n) {
     for (int64_t i = 0; i < n; ++i)
-      add_scaled(&scores_[i * width_], rest_.intercept.data(), T(1), width_);
+      add_scaled(&scores_[i * width_], shared_->intercept.data(), T(1), width_);
     const double loss =
         task.loss->batch(scores_.data(), n, width_, task.targets, task.order + begin, 0, task.weights,
                          task.loss_parameter, T(1) / T(n), derivatives_.data());
@@ -778,13 +841,13 @@ class RuleTable final : public LinearTable<T> {
     now.common = unpenalised(now.common);
     if (single && !averaging_) {
       T s[slot_storage<Rule>] = {};
-      for (int j = 0; j < n_slots; ++j) s[j] = rest_.slots[j][0];
-      update<Rule>(rest_.intercept[0], bias_gradient_[0], s, now.common, now.own);
-      for (int j = 0; j < n_slots; ++j) rest_.slots[j][0] = s[j];
+      for (int j = 0; j < n_slots; ++j) s[j] = shared_->slots[j][0];
+      update<Rule>(shared_->intercept[0], bias_gradient_[0], s, now.common, now.own);
+      for (int j = 0; j < n_slots; ++j) shared_->slots[j][0] = s[j];
       return;
     }
-    Run<T> run{rest_.intercept.data(), {}, nullptr};
-    for (int j = 0; j < n_slots; ++j) run.slots[j] = rest_.slots[j].data();
+    Run<T> run{shared_->intercept.data(), {}, nullptr};
+    for (int j = 0; j < n_slots; ++j) run.slots[j] = shared_->slots[j].data();
     Driver::update_run(run, bias_gradient_.data(), T(1), width_, now);
     if (averaging_) Driver::add_to_average(rest_.average.data(), run.w, width_, now.common);
   }
@@ -847,6 +910,10 @@ class RuleTable final : public LinearTable<T> {
   std::vector<double> left_;
   std::vector<T> scores_, derivatives_, bias_gradient_;
   Kept kept_;
+  Rest* const shared_ = &rest_;                  // whose intercepts are trained
+  const Record<Rule, T>* const steps_ = &record_;  // what is owed
+  const int64_t first_step_ = 0, stride_ = 1;
+  std::vector<std::unique_ptr<RuleTable>> workers_;
 };
 
 template <class Rule, class T>

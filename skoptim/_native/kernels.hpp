@@ -223,6 +223,12 @@ class LinearTable {
   virtual void settle() = 0;
   virtual PenaltySums penalty_sums() = 0;
   virtual double train(const Task<T>& task) = 0;  // returns the sum of the losses
+  // Several threads at once, without locks (Niu, Recht, Re and Wright 2011): each takes every n-th step, with
+  // whatever it finds in the columns. Returns whether this is possible, and if so makes n workers, of which
+  // each thread trains one; `join` ends it.
+  virtual bool share(const Task<T>& task, int64_t n_workers) = 0;
+  virtual double train_share(const Task<T>& task, int64_t worker) = 0;
+  virtual void join() = 0;
   // Whether all parameters are finite, or after `keep` those that may have changed.
   virtual bool finite() = 0;
   // See `observe` of Kernels.
