@@ -20,7 +20,16 @@ from threadpoolctl import threadpool_limits
 
 from skoptim import MLPClassifier, SGDClassifier
 from skoptim.optimizers import (
-    FTRL, LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, ProximalGradient, RMSprop,
+    FTRL,
+    LBFGS,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    Nadam,
+    ProximalGradient,
+    RMSprop,
 )  # fmt: skip
 
 OPTIMIZERS = (

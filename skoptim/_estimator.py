@@ -500,7 +500,8 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         context.call_on_fit_task_begin(**shared)
 
         def attributes() -> dict[str, Any]:
-            return self._attributes(trainer.network, trainer.weights)
+            # A copy, because training goes on.
+            return self._attributes(trainer.network, trainer.weights.copy())
 
         def on_epoch(_: Trainer) -> bool:
             epoch = context.subcontext(task_name="epoch")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from skoptim._devices import cpu_training
+from skoptim._devices import cpu_threads, cpu_training
 from skoptim._network import Batch, Dataset, FirstLayer, Network, Views
 from skoptim._table import LinearTable
 from skoptim.optimizers import Optimizer, OptimizerState
@@ -124,7 +124,8 @@ class Trainer:
         finished = False
         if not self.optimizer.is_full_batch:
             self._prepare()
-        with np.errstate(all="ignore"):  # A divergence is found, and told, by _check_finite.
+        # A divergence is found, and told, by _check_finite.
+        with np.errstate(all="ignore"), cpu_threads.taking_part():
             try:
                 for _ in range(self.options.max_iter):
                     if finished := self._epoch():
@@ -329,13 +330,13 @@ class Trainer:
         )
         if self.table is None and not self._runs_natively():
             loss = self._steps(self._bind(scalars.rows()), scalars, order, part)
-            self.optimizer.advance(self.state, scalars, self.terms)
+            self._advance(scalars)
             return loss
         order = self._listed(order)[part]
         updater: Any = self._bind(scalars.first(1).rows()) if self.table is None else None
         first_step = self.state.step
         # Counted first: an interrupt is raised right after the call, which takes all of the steps.
-        self.optimizer.advance(self.state, scalars, self.terms)
+        self._advance(scalars)
         if self.table is not None:
             n_workers = self.options.n_workers
             return self.table.train(self._task, order, scalars, batch_size, n_workers)
@@ -391,21 +392,26 @@ class Trainer:
         except KeyboardInterrupt:
             if self._lazy:
                 updater.settle(step)
-            self.optimizer.advance(self.state, scalars.first(step), self.terms)
+            self._advance(scalars.first(step))
             raise
         if self._lazy:
             updater.settle(scalars.n_steps)
         return self.device.read_scalar(loss)
 
     def _averaging(self, n_steps: int) -> Any:
-        """Return the weight of each of the next steps in the averaged model, and count them."""
+        """Return the weight of each of the next steps in the averaged model."""
         if not self.options.average:
             return 0.0
         seen = (self.state.step + 1 + np.arange(n_steps)) * self.options.batch_size
-        weights = (seen >= self.options.average).astype(np.float64)
-        carries = self.state.carries
-        carries["averaged_steps"] = carries.get("averaged_steps", 0.0) + float(weights.sum())
-        return weights
+        return (seen >= self.options.average).astype(np.float64)
+
+    def _advance(self, scalars: Scalars) -> None:
+        """Count steps as taken."""
+        self.optimizer.advance(self.state, scalars, self.terms)
+        if self.options.average:
+            carries = self.state.carries
+            averaged = carries.get("averaged_steps", 0.0) + scalars.total("average")
+            carries["averaged_steps"] = averaged
 
     # One step.
 

@@ -120,8 +120,7 @@ class _MLP(BaseTrainedEstimator):
             target[...] = network.device.asarray(value)
 
     def _attributes(self, network: Network, flat: Any) -> dict[str, Any]:
-        # A copy: these layers are views of it, and training goes on elsewhere.
-        views = network.views(to_host(flat).copy())
+        views = network.views(to_host(flat))
         return {
             "coefs_": views.coefs,
             "intercepts_": views.intercepts,

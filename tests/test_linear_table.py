@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from optimizer_table import ELEMENTWISE
 from sklearn.base import clone
 from sklearn.datasets import make_classification, make_regression
+from threadpoolctl import threadpool_limits
 
 from skoptim import SGDClassifier, SGDRegressor
 from skoptim._training import Trainer
@@ -474,3 +475,24 @@ def test_asynchronous_has_no_effect_on_dense_data_and_averages():
         alone = clone(model).fit(data, y)
         together = clone(model).set_params(asynchronous=True, n_jobs=2).fit(data, y)
         np.testing.assert_array_equal(together.coef_, alone.coef_)
+
+
+def test_units_of_features_when_threads_share_these():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((2000, 40)) * 10.0 ** rng.integers(-3, 4, 40)
+    y = rng.integers(0, 12, 2000)
+    model = SGDClassifier("multinomial", batch_size=1000, max_iter=3, tol=None, random_state=0)
+    fits = []
+    for n_threads in (1, 2):
+        with threadpool_limits(n_threads):
+            fits.append(clone(model).fit(X, y).coef_)
+    # Products by BLAS in other parts.
+    np.testing.assert_allclose(*fits, rtol=1e-9, atol=1e-12 * abs(fits[0]).max())
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
+def test_an_intercept_that_is_not_fitted_is_averaged_too(sparse):
+    X, y = sparse_problem()
+    model = SGDRegressor(fit_intercept=False, average=True, max_iter=2, tol=None)
+    model.fit(sp.csr_matrix(X) if sparse else X, y, intercept_init=[5.0])
+    np.testing.assert_allclose(model.intercept_, 5.0, rtol=1e-14)

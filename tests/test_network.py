@@ -4,6 +4,9 @@ The reference is written out below in plain NumPy and SciPy; nothing of it is sh
 compiled passes.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -380,6 +383,8 @@ def test_limits_of_blas_are_those_of_before():
             assert cpu.threads.limit() == min(before)
         assert {library.num_threads for library in cpu.threads._libraries()} == {1}
     assert [library.num_threads for library in cpu.threads._libraries()] == before
+    with cpu.threads.taking_part(), cpu.threads.taking_part(), cpu.threads.alone() as n_threads:
+        assert n_threads == max(1, min(before) // 2)
     with threadpool_limits(1), cpu.threads.alone() as n_threads:
         assert n_threads == 1
 
@@ -742,3 +747,29 @@ def test_an_epoch_in_blocks_of_scalars_equals_one_block(optimizer, sparse, monke
     expected = fit()
     monkeypatch.setattr("skoptim._training._BLOCK_NUMBERS", 100)  # Some five steps a block.
     assert_same_fit(fit(), expected)
+
+
+def test_fits_in_threads_share_the_processors_and_restore_the_limits():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((3000, 64)), rng.integers(0, 3, 3000)
+    before = [library.num_threads for library in cpu.threads._libraries()]
+    model = MLPClassifier((50,), max_iter=5, tol=None, random_state=0)
+    with ThreadPoolExecutor(3) as pool:
+        fits = list(pool.map(lambda _: clone(model).fit(X, y), range(6)))
+    assert [library.num_threads for library in cpu.threads._libraries()] == before
+    assert cpu.threads._n_fits == cpu.threads._n_inside == 0
+    # The number of threads may show in the last digits.
+    for fit in fits[1:]:
+        np.testing.assert_allclose(fit.coefs_[0], fits[0].coefs_[0], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+def test_a_process_that_forks_during_a_fit_can_fit():
+    before = [library.num_threads for library in cpu.threads._libraries()]
+    with cpu.threads.taking_part(), cpu.threads.alone(), cpu.threads._lock:
+        child = os.fork()
+        if child == 0:
+            same = [library.num_threads for library in cpu.threads._libraries()] == before
+            with cpu.threads.alone() as n_threads:
+                os._exit(0 if same and n_threads == min(before) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -485,6 +485,7 @@ class Updater {
     const Task<T> task = data.task(order, scalars, batch_size, first_step);
     require(scalars.view.width >= rule_.info.row_width, "scalars: as many as the rule wants");
     const std::vector<int64_t>& sizes = task.network.layer_sizes;
+    require(task.x.indices || task.batch_size <= std::numeric_limits<int>::max(), "batch_size: more than BLAS can count");
     require(n_columns_ == sizes[0] && width_ == sizes[1] && n_penalised_ == task.network.n_coefficients() &&
                 size_ == task.network.n_parameters(),
             "train: X, targets and w do not fit together");
@@ -516,7 +517,7 @@ class Updater {
   }
 
   void apply_from(int64_t begin, const T* g, const T* scalars) const {
-    Team(size_ - begin < worth_a_thread ? 1 : n_threads_).run([&](Part part) { apply_part(begin, g, scalars, part); });
+    Team(size_ - begin < 32 * worth_a_thread ? 1 : n_threads_).run([&](Part part) { apply_part(begin, g, scalars, part); });
   }
 
   void apply_part(int64_t begin, const T* g, const T* scalars, Part part) const {
@@ -618,10 +619,13 @@ class TableObject {
     require(scalars.view.width == info_.row_width, "scalars: as many as the rule wants");
     Computing section;
     check_range(order.data(), task.n_samples, task.x.n_rows, "order: row number out of range");
-    Team team(n_threads);
-    if (!table_->share(task, team.n_members())) return table_->train(task);
-    std::vector<double> losses(team.n_members());
-    team.run([&](Part part) { losses[part.index] = table_->train_share(task, part.index); });
+    const int64_t n_workers = std::min(n_threads, task.scalars.n_steps);
+    if (!table_->share(task, n_workers)) return table_->train(task);
+    std::vector<double> losses(n_workers);
+    Team(n_workers).run([&](Part part) {
+      // There may have been fewer threads to be had.
+      for (int64_t i = part.index; i < n_workers; i += part.count) losses[i] = table_->train_share(task, i);
+    });
     table_->join();
     double loss = 0;
     for (const double part : losses) loss += part;
@@ -853,7 +857,7 @@ bool owing_pays(const std::string& name, Input2d<double> rows, double touched_co
   require(n_steps > 0 && width >= rule.info.row_width, "rows: as many scalars as the rule wants");
   std::vector<double> sums[4];
   for (auto& sum : sums) sum.resize(n_steps + 1);
-  const bool averaging = rows.data()[8] != 0;
+  const bool averaging = rows.data()[average_scalar] != 0;
   if (of_a_column >= 8 && !averaging) return 4.0 * touched_columns < double(n_columns);
   const bool closed = rule.running_sums(rows.data(), 0, n_steps, width, averaging, sums[0].data(),
                                         sums[1].data(), sums[2].data(), sums[3].data());

@@ -153,6 +153,11 @@ int64_t read_row(const Matrix<T>& x, int64_t row, int64_t* columns, const T** va
   return x.wide ? read_row<int64_t>(x, row, columns, values) : read_row<int32_t>(x, row, columns, values);
 }
 
+template <class T>
+int64_t n_stored(const Matrix<T>& x) {
+  return x.wide ? static_cast<const int64_t*>(x.indptr)[x.n_rows] : static_cast<const int32_t*>(x.indptr)[x.n_rows];
+}
+
 // Rows are visited in a random order, so the processor cannot guess the next one: it is told.
 // (Inlined by force: a call to a function that only prefetches may be removed as having no effect.)
 template <class Index, class T>

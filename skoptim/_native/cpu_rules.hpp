@@ -305,7 +305,7 @@ struct RuleDriver {
     if (width == 1 && p.unit) run.unit = p.unit + begin;
     if (width > 1 && p.unit)
       for (int64_t i = 0; i < n; i += width)
-        update_run(run.from(i), g + i, T(1), width, k.with_unit(p.unit[i / width]));
+        update_run(run.from(i), g + i, T(1), width, k.with_unit(p.unit[(begin + i) / width]));
     else
       update_run(run, g, T(1), n, k);
     if (k.common.group_l1 > T(0) && width > 0)

@@ -202,6 +202,7 @@ class RuleTable final : public LinearTable<T> {
 
   bool share(const Task<T>& task, int64_t n_workers) override {
     if (averaging_ || n_workers < 2) return false;
+    workers_.clear();
     begin_block(task);
     if (scales(layout_.owing)) {
       // No worker can bring all weights back to their size while others train.
@@ -209,7 +210,10 @@ class RuleTable final : public LinearTable<T> {
       if (rest_.decay * decay < smallest_decay) settle();
       if (decay < smallest_decay) return false;
     }
-    for (int64_t i = 0; i < n_workers; ++i) workers_.emplace_back(new RuleTable(*this, i, n_workers));
+    for (int64_t i = 0; i < n_workers; ++i) {
+      workers_.emplace_back(new RuleTable(*this, i, n_workers));
+      workers_.back()->reserve(task);
+    }
     return true;
   }
 
@@ -351,6 +355,7 @@ class RuleTable final : public LinearTable<T> {
   };
 
   T* at(int64_t column) { return records_.data() + column * layout_.size; }
+  bool is_worker() const { return shared_ != &rest_; }
   bool stores_weight() const { return stores_weights(layout_.owing); }
 
   void lay_out(Owing owing) {
@@ -467,7 +472,11 @@ class RuleTable final : public LinearTable<T> {
       T* const record = records + number[e] * size;
       if (stored) copy(w + e * width, record, width);
       for (int j = 0; j < n_slots; ++j) copy(slots[j] + e * width, record + (stored + j) * width, width);
-      if (has_marks(owing)) std::memcpy(record + mark_at, &mark, sizeof(double));
+      if (has_marks(owing)) {
+        // Another worker may have paid more.
+        const double paid = is_worker() ? larger(taken_.mark[e], mark) : mark;
+        std::memcpy(record + mark_at, &paid, sizeof(double));
+      }
     }
     if (averaging_)
       for (int64_t e = 0; e < n; ++e)
@@ -570,12 +579,13 @@ class RuleTable final : public LinearTable<T> {
   // Training.
 
   void reserve(const Task<T>& task) {
-    taken_.reserve(std::min(n_columns_, task.longest_row * task.batch_size), width_, n_slots, averaging_);
+    const int64_t touched = std::min(task.longest_row * task.batch_size, n_stored(task.x));
+    taken_.reserve(std::min(n_columns_, touched), width_, n_slots, averaging_);
     scores_.resize(task.batch_size * width_);
     derivatives_.resize(task.batch_size * width_);
     bias_gradient_.resize(width_);
     if (task.batch_size > 1) {
-      places_.resize(task.longest_row * task.batch_size);
+      places_.resize(touched);
       if (int64_t(position_.size()) != n_columns_) position_.assign(n_columns_, -1);
     }
   }
@@ -590,7 +600,7 @@ class RuleTable final : public LinearTable<T> {
         count_step<owing>(row, 0);  // Another worker takes it.
         continue;
       }
-      if (rest_.decay < smallest_decay && shared_ == &rest_) settle();
+      if (rest_.decay < smallest_decay && !is_worker()) settle();
       const int64_t begin = step * task.batch_size, n = std::min(task.batch_size, task.n_samples - begin);
       loss += task.batch_size == 1 ? train_row<single, owing>(task, begin, row)
                                    : train_batch<single, owing>(task, begin, n, row);
@@ -708,7 +718,7 @@ class RuleTable final : public LinearTable<T> {
       if (from < now_)
         Driver::pay_run(run_of(record, record), has_units_ ? effective(record[layout_.unit]) : T(1), nullptr,
                         width_, steps_->steps(), from, now_);
-      set_mark(record, double(now_));
+      if (from < now_ || !is_worker()) set_mark(record, double(now_));
       copy(record, w, width_);
     }
   }
@@ -727,7 +737,7 @@ class RuleTable final : public LinearTable<T> {
     } else {
       Driver::update_run(run_of(record, record), d, factor, width_, step);
     }
-    if (has_marks(owing)) set_mark(record, mark<owing>());
+    if (has_marks(owing)) set_mark(record, is_worker() ? larger(mark_of(record), mark<owing>()) : mark<owing>());
   }
 
   double mark_of(const T* record) const {
@@ -836,7 +846,10 @@ class RuleTable final : public LinearTable<T> {
 
   template <bool single>
   void update_intercept(const Task<T>& task, const Row& penalised) {
-    if (!task.fit_intercept) return;
+    if (!task.fit_intercept) {
+      if (averaging_) Driver::add_to_average(rest_.average.data(), rest_.intercept.data(), width_, penalised.common);
+      return;
+    }
     Row now = penalised;
     now.common = unpenalised(now.common);
     if (single && !averaging_) {

@@ -4,10 +4,12 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__SSE2__)
@@ -17,7 +19,7 @@
 namespace skoptim {
 
 // Lets numbers too small to be normal count as zero while it lives: state of the optimizers fades away by
-// itself, and arithmetic on such numbers is some hundred times slower. A new thread inherits this.
+// itself, and arithmetic on such numbers is some hundred times slower.
 class Flushing {
  public:
 #if defined(__SSE2__)
@@ -78,6 +80,7 @@ class Team {
  public:
   // The calling thread is one of the members.
   explicit Team(int64_t n_members) {
+    threads_.reserve(std::max<int64_t>(n_members - 1, 0));
     for (int64_t i = 1; i < n_members; ++i) {
       try {
         threads_.emplace_back([this, i] { serve(i); });
@@ -92,21 +95,22 @@ class Team {
   }
   Team(const Team&) = delete;
 
-  // Calls visit(part) in each member, with parts that together are everything.
+  // Calls visit(part) in each member, with parts that together are everything. What one of them throws is
+  // thrown when all have ended.
   template <class Visit>
   void run(Visit&& visit) {
     if (threads_.empty()) return visit(Part{0, 1});
     const std::function<void(Part)> work = std::ref(visit);
     working_.store(int64_t(threads_.size()));
     announce(&work);
-    visit(Part{0, n_members()});
+    attempt(work, 0);
     for (Waiting waiting; working_.load(std::memory_order_acquire) > 0;) waiting.looked_again();
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
   }
 
   int64_t n_members() const { return int64_t(threads_.size()) + 1; }
 
  private:
-
   // No work: the end.
   void announce(const std::function<void(Part)>* work) {
     {
@@ -117,7 +121,17 @@ class Team {
     changed_.notify_all();
   }
 
+  void attempt(const std::function<void(Part)>& work, int64_t index) {
+    try {
+      work({index, n_members()});
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      failure_ = std::current_exception();
+    }
+  }
+
   void serve(int64_t index) {
+    const Flushing flushing;
     for (int64_t call = 1;; ++call) {
       for (Waiting waiting; calls_.load(std::memory_order_acquire) < call && !waiting.looked_again();) {
       }
@@ -128,7 +142,7 @@ class Team {
         work = work_;
       }
       if (!work) return;
-      (*work)({index, n_members()});
+      attempt(*work, index);
       working_.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -138,6 +152,7 @@ class Team {
   std::condition_variable changed_;
   std::atomic<int64_t> calls_{0}, working_{0};
   const std::function<void(Part)>* work_ = nullptr;
+  std::exception_ptr failure_;
 };
 
 }  // namespace skoptim

@@ -274,6 +274,7 @@ class Training {
         const T* const g = gradient_.data() + first + from * fan_out;
         squared_norm += kernels_.dot(g, g, (to - from) * fan_out);
       });
+      if (part.is_last() && !task_.fit_intercept) average_intercepts(scalars);
       if (part.is_last() && task_.fit_intercept) {
         for (int64_t l = 0; l < passes_.n_layers(); ++l)
           passes_.intercept_gradient(batch, l, false, gradient_.data());
@@ -319,6 +320,13 @@ class Training {
   void apply_intercepts(const T* scalars) {
     const int64_t begin = passes_.intercepts(0);
     rule_.apply(parameters_, gradient_.data() + begin, begin, int64_t(gradient_.size()), scalars, false, 0);
+  }
+
+  // Those that are not fitted stay where they are, in the averaged model too.
+  void average_intercepts(const T* scalars) {
+    if (!parameters_.average) return;
+    for (size_t i = passes_.intercepts(0); i < gradient_.size(); ++i)
+      parameters_.average[i] += double(scalars[average_scalar]) * parameters_.w[i];
   }
 
   double total() const {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -88,16 +88,23 @@ class Scalars:
     @classmethod
     def of(cls, n_steps: int, columns: Sequence[Any]) -> Scalars:
         """Return the scalars that are given column by column, as numbers or arrays of all steps."""
-        varies = [np.ndim(column) > 0 and column.strides != (0,) for column in columns]
-        row = np.array([column if np.ndim(column) == 0 else column[0] for column in columns])
-        varying = [i for i, column_varies in enumerate(varies) if column_varies]
+        first: list[float] = []
+        varying: list[int] = []
+        for i, column in enumerate(columns):
+            is_array = isinstance(column, np.ndarray) and column.ndim > 0
+            first.append(column[0] if is_array else column)
+            if is_array and n_steps > 1 and column.strides != (0,):
+                varying.append(i)
         values = np.empty((n_steps, len(varying)))
-        for j, column in enumerate(varying):
-            values[:, j] = columns[column]
-        return cls(n_steps, row.astype(np.float64), np.array(varying, dtype=np.int64), values)
+        for j, i in enumerate(varying):
+            values[:, j] = columns[i]
+        row = np.array(first, dtype=np.float64)
+        return cls(n_steps, row, np.array(varying, dtype=np.int64), values)
 
     def rows(self) -> np.ndarray:
         """Return a row for each step, shape (n_steps, n_scalars)."""
+        if self.n_steps == 1:
+            return self.row[None]
         rows = np.tile(self.row, (self.n_steps, 1))
         rows[:, self.varying] = self.values
         return rows
@@ -321,6 +328,8 @@ class Optimizer(BaseEstimator):
     def learning_rates(self, steps: np.ndarray) -> np.ndarray:
         """Return the learning rate at each of the steps, before any adaptive division."""
         rate: Any = self._learning_rate
+        if isinstance(rate, float) and 0 <= rate < np.inf:
+            return _constant(rate, len(steps))
         named = f"{self._rate_name}={rate!r} of {type(self).__name__}"
         rates = np.asarray(rate(steps) if callable(rate) else rate, dtype=np.float64)
         if rates.shape not in ((), steps.shape):
@@ -328,7 +337,7 @@ class Optimizer(BaseEstimator):
                 f"{named} gives rates of shape {rates.shape} for {len(steps)} steps; a schedule "
                 "must return one rate for each step number."
             )
-        if not (np.isfinite(rates).all() and (rates >= 0).all()):
+        if not ((rates >= 0) & (rates < np.inf)).all():
             raise ValueError(
                 f"{named} gives a rate that is negative or not finite; schedules must return rates "
                 "of at least 0."
@@ -430,9 +439,9 @@ class Optimizer(BaseEstimator):
         if dtype not in (np.float32, np.float64):
             raise ValueError(f"w has dtype {dtype}; optimizers work in float32 or float64.")
         epsilon = getattr(self, "epsilon", None)
-        if epsilon is not None and dtype.type(epsilon) < np.finfo(dtype).smallest_subnormal:
+        if epsilon is not None and dtype.type(epsilon) < np.finfo(dtype).tiny:
             raise ValueError(
-                f"epsilon={epsilon} of {type(self).__name__} is zero in {dtype}; "
+                f"epsilon={epsilon} of {type(self).__name__} counts as zero in {dtype}; "
                 "use a larger epsilon or float64 data."
             )
 
@@ -586,6 +595,11 @@ def bind_updater(
         sparse=sparse,
         unit=unit,
     )
+
+
+@lru_cache(maxsize=64)
+def _constant(value: float, n: int) -> np.ndarray:
+    return np.broadcast_to(np.float64(value), (n,))
 
 
 def effective_unit(state: OptimizerState) -> Any:
