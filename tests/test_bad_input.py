@@ -237,10 +237,10 @@ def test_bad_optimizer(name, case):
 def test_epsilon_that_is_zero_in_float32():
     X, y = make_data("SGDClassifier")
     with pytest.raises(
-        ValueError, match=r"epsilon=1e-50 of Adam is zero in float32.*larger epsilon"
+        ValueError, match=r"epsilon=1e-40 of Adam counts as zero in float32.*larger epsilon"
     ):
-        SGDClassifier(optimizer=Adam(epsilon=1e-50)).fit(X.astype(np.float32), y)
-    SGDClassifier(optimizer=Adam(epsilon=1e-50), max_iter=1, tol=None).fit(X, y)
+        SGDClassifier(optimizer=Adam(epsilon=1e-40)).fit(X.astype(np.float32), y)
+    SGDClassifier(optimizer=Adam(epsilon=1e-40), max_iter=1, tol=None).fit(X, y)
 
 
 # --- Combinations ---------------------------------------------------------------------------------
