@@ -19,7 +19,7 @@
 namespace skoptim {
 
 // Lets numbers too small to be normal count as zero while it lives: state of the optimizers fades away by
-// itself, and arithmetic on such numbers is some hundred times slower.
+// itself, and arithmetic on such numbers is far slower.
 class Flushing {
  public:
 #if defined(__SSE2__)
