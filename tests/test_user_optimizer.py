@@ -559,3 +559,31 @@ def test_divergence_is_told(name):
 def test_no_attribute_is_called_dtype():
     """It confuses the result table of a grid search."""
     assert not hasattr(AdaBelief(), "dtype")
+
+
+class InterruptedSGD(Optimizer):
+    """Plain steps, until Ctrl-C in step 25."""
+
+    def __init__(self, learning_rate=0.1):
+        self.learning_rate = learning_rate
+
+    def update(self, xp, w, g, slots, scalars):
+        if scalars["step"] == 25:
+            raise KeyboardInterrupt
+        w -= scalars["learning_rate"] * g
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
+def test_an_average_counts_the_steps_that_an_interrupt_let_it_take(sparse):
+    X = np.ones((10, 1))
+    model = SGDRegressor(
+        optimizer=InterruptedSGD(), penalty=None, average=True, max_iter=5, tol=None
+    )
+    with pytest.warns(UserWarning, match="interrupted"):
+        model.fit(sp.csr_matrix(X) if sparse else X, np.full(10, 3.0))
+    state = model.optimizer_state_
+    assert state.step == state.carries["averaged_steps"] == 24
+    # From 0 on, coefficient and intercept have moved together to a half of 3.
+    steps = np.arange(1, 25)
+    expected = np.mean(1.5 * (1 - 0.8**steps))
+    np.testing.assert_allclose(model.coef_, [expected], rtol=1e-12)

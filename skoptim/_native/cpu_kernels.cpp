@@ -1,9 +1,13 @@
 // One instruction set's table of kernels. Compiled once per instruction set, with
 // SKOPTIM_ARCH naming it; cpu_module.cpp chooses among the tables when the module is imported.
+#include <cstddef>
+
 #include "cpu_table.hpp"
 #include "cpu_touched.hpp"
 
 SKOPTIM_BEGIN
+
+static_assert(offsetof(Common<float>, average) == average_scalar * sizeof(float), "kernels.hpp names its place");
 
 template <class Rule, class T>
 constexpr RuleKernels<T> rule_kernels(const char* name, const char* cpp_type) {
