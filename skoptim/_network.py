@@ -38,11 +38,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Batch:
-    """Which rows of a dataset: those listed, or `n` in a row from `first` (`rows` is None)."""
+    """Which rows of a dataset: rows[first:first + n], or `n` from `first` on (`rows` is None).
+
+    `first` moves with the steps while these are recorded, see `_devices.cuda_launch.Moving`.
+    """
 
     n: int
     rows: Any = None
-    first: int = 0
+    first: Any = 0
 
 
 @dataclass
@@ -78,11 +81,6 @@ class FirstLayer:
     def multiply(self, z: Any) -> None:
         """Pay the columns their owed steps; write the batch times the coefficients to z."""
         self.updater.multiply_touched(self.touched.native, self.step, z)
-
-    @property
-    def squared_norm(self) -> float:
-        """The squared norm of the layer's gradient."""
-        return self.touched.squared_norm(self.delta)
 
     def apply(self, factor: float) -> None:
         """Take a step with `factor` times the gradient."""
@@ -134,6 +132,7 @@ class Network:
         self.n_coefficients = sum(a * b for a, b in self.shapes)
         self._capacity = 0
         self._task: Any = None
+        self._planned: Any = None
 
     @cached_property
     def parameters(self) -> Any:
@@ -142,11 +141,14 @@ class Network:
         return self.device.xp.zeros(size, dtype=self.dtype)
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether all of it is compiled code, no function of the user's."""
+        return self.activation is None or self.activation.name is not None
+
+    @property
     def is_native(self) -> bool:
-        """Whether native code knows all of it, and can pass over many samples in one call."""
-        activation = self.activation
-        is_compiled = activation is None or activation.name is not None
-        return is_compiled and self.device.name == "cpu"
+        """Whether native code can pass over many samples in one call."""
+        return self.is_compiled and self.device.name == "cpu"
 
     @property
     def n_layers(self) -> int:
@@ -210,13 +212,13 @@ class Network:
         self._inputs: Any = None
 
     def _gather(self, data: Dataset, batch: Batch) -> Any:
-        """Return the dense rows of a batch; consecutive ones are a view."""
-        if batch.rows is None:
+        """Return the dense rows of a batch; consecutive ones that stand still are a view."""
+        if batch.rows is None and isinstance(batch.first, int):
             return data.X.array[batch.first : batch.first + batch.n]
         if self._inputs is None:
             self._inputs = self.device.empty((self._capacity, self.layer_sizes[0]), self.dtype)
         out = self._inputs[: batch.n]
-        self.device.gather_rows(data.X.array, batch.rows, out)
+        self.device.gather_rows(data.X.array, batch.rows, batch.first, out)
         return out
 
     # Passes.
@@ -348,12 +350,7 @@ class Network:
         """Return batches that cover all samples in order, in bounded memory."""
         size, n_samples, rows = self._chunk_rows, data.n_samples, data.rows
         return [
-            Batch(
-                min(size, n_samples - first),
-                None if rows is None else rows[first : first + size],
-                first,
-            )
-            for first in range(0, n_samples, size)
+            Batch(min(size, n_samples - first), rows, first) for first in range(0, n_samples, size)
         ]
 
     def scores(self, data: Dataset, views: Views) -> Any:
@@ -383,6 +380,9 @@ class Network:
             if self._task is None or self._task[0] is not data:
                 self._task = data, cpu_training.make_task(self, data)
             return cpu_training.full_gradient(self._task[1], data, flat, out) / data.n_samples
+        if data.X.is_sparse and self._planned is not data:
+            data.X.plan(data.rows, 0, data.n_samples, self._chunk_rows)
+            self._planned = data
         out.fill(0)
         views, total, batches = self.views(flat), 0.0, self.chunks(data)
         part = out if len(batches) == 1 else self.device.xp.zeros_like(out)

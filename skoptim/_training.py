@@ -329,7 +329,7 @@ class Trainer:
             average=self._averaging(n_steps),
         )
         if self.table is None and not self._runs_natively():
-            loss = self._steps(self._bind(scalars.rows()), scalars, order, part)
+            loss = self._steps(scalars, order, part)
             self._advance(scalars)
             return loss
         order = self._listed(order)[part]
@@ -382,13 +382,42 @@ class Trainer:
             return order
         return self._buffer("as_they_come", lambda: np.arange(self.data.n_samples))
 
-    def _steps(self, updater: Any, scalars: Scalars, order: Any, part: slice) -> float:
+    def _steps(self, scalars: Scalars, order: Any, part: slice) -> float:
         """Take the steps one by one; after an interrupt all debts are paid."""
+        first, size = part.start, self.options.batch_size
+        n_samples = min(part.stop, self.data.n_samples) - first
+        if order is not None:
+            order, first = order[part], 0
+        rows, recording = scalars.rows(), None
+        if self._is_recorded and order is not None:
+            # What a recording reads must lie where it lay.
+            kept = self._buffer("order", order.copy)[:n_samples]
+            kept[...] = order
+            order = kept
+        moved = self.data.X.is_sparse and self.data.X.plan(order, first, n_samples, size)
+        if self._is_recorded:
+            updater = self._buffer("updater", lambda: self._bind(rows))
+            updater.restart(rows)
+            name = f"recording from {first}"
+            if moved:
+                self._buffers.pop(name, None)
+            recording = self._buffer(name, self.device.Recording)
+            recording.start(self.state.step)
+        else:
+            updater = self._bind(rows)
         take_step = self._sparse_step if self._lazy else self._dense_step
+
+        def take(step: Any, n: int) -> Any:
+            return take_step(updater, Batch(n, order, first + step * size), step)
+
         loss, step = 0.0, 0
         try:
             for step in range(scalars.n_steps):
-                loss += take_step(updater, self._batch(order, part, step), step)
+                n = min(size, n_samples - step * size)
+                if recording is None:
+                    loss += take(step, n)
+                else:
+                    recording.take(take, step, n)
         except KeyboardInterrupt:
             if self._lazy:
                 updater.settle(step)
@@ -396,7 +425,13 @@ class Trainer:
             raise
         if self._lazy:
             updater.settle(scalars.n_steps)
-        return self.device.read_scalar(loss)
+        return self.device.read_scalar(loss if recording is None else recording.loss)
+
+    @property
+    def _is_recorded(self) -> bool:
+        """Whether the device records a step and replays it: if nothing in it is the user's."""
+        is_compiled = self.optimizer.rule is not None and self.network.is_compiled
+        return is_compiled and hasattr(self.device, "Recording")
 
     def _averaging(self, n_steps: int) -> Any:
         """Return the weight of each of the next steps in the averaged model."""
@@ -415,14 +450,7 @@ class Trainer:
 
     # One step.
 
-    def _batch(self, order: Any, part: slice, step: int) -> Batch:
-        size = self.options.batch_size
-        first = part.start + step * size
-        n = min(size, self.data.n_samples - first)
-        rows = None if order is None else order[first : first + n]
-        return Batch(n, rows, first)
-
-    def _dense_step(self, updater: Any, batch: Batch, step: int) -> float:
+    def _dense_step(self, updater: Any, batch: Batch, step: Any) -> Any:
         network = self.network
         flat = self._buffer("gradient", lambda: network.device.xp.zeros_like(network.parameters))
         if self.data.X.is_sparse:
@@ -432,13 +460,13 @@ class Trainer:
         loss = network.loss_and_gradient(
             self.data, batch, views, gradient, 1 / batch.n, dropout_key=self._dropout_key(step)
         )
-        factor = self._clipping_factor(lambda: self.device.squared_norm(flat))
+        factor = self._clipping_factor(updater, flat)
         if factor != 1:
             flat *= factor
         updater.apply(flat, step)
         return loss
 
-    def _sparse_step(self, updater: Any, batch: Batch, step: int) -> float:
+    def _sparse_step(self, updater: Any, batch: Batch, step: Any) -> Any:
         """Read and update only the first-layer rows of the columns that the batch touches."""
         network, device = self.network, self.device
         touched = self._buffer("touched", lambda: device.Touched(self.data.X))
@@ -458,7 +486,7 @@ class Trainer:
             first_layer=first_layer,
             dropout_key=self._dropout_key(step),
         )
-        factor = self._clipping_factor(lambda: first_layer.squared_norm + device.squared_norm(rest))
+        factor = self._clipping_factor(updater, rest, touched, first_layer.delta)
         if factor != 1:
             rest *= factor
         first_layer.apply(factor)
@@ -487,18 +515,16 @@ class Trainer:
             self._buffers[name] = make()
         return self._buffers[name]
 
-    def _dropout_key(self, step: int) -> tuple[int, int] | None:
+    def _dropout_key(self, step: Any) -> tuple[int, Any] | None:
         if not self.network.dropout:
             return None
-        return int(self.state.carries["seed"]), self.state.step + step
+        overall = self.state.step + step if isinstance(step, int) else step.overall
+        return int(self.state.carries["seed"]), overall
 
-    def _clipping_factor(self, squared_norm: Callable[[], float]) -> float:
-        """Return the factor that bounds the norm of the gradient to `clip_norm`."""
+    def _clipping_factor(self, updater: Any, *gradient: Any) -> float:
+        """Return what is to be done yet to bound the norm of the gradient to `clip_norm`."""
         bound = self.optimizer.clip_norm
-        if bound is None:
-            return 1.0
-        norm = squared_norm() ** 0.5
-        return bound / norm if norm > bound else 1.0
+        return 1.0 if bound is None else self.device.clipping_factor(updater, bound, *gradient)
 
     # After the epoch.
 

@@ -21,8 +21,9 @@ import pytest
 import scipy.sparse as sp
 
 from skoptim import losses
-from skoptim._devices import cpu, cuda
+from skoptim._devices import cpu, cuda, cuda_launch, cuda_recording
 from skoptim._devices import kernel_sources as sources
+from skoptim._devices.cuda_launch import Moving
 from skoptim._native import core
 from skoptim.linear_model import SGDClassifier
 from skoptim.optimizers._base import COMMON
@@ -36,7 +37,9 @@ IN_DOUBLE = {
     "elementwise_loss",
     "multinomial_loss",
     "squared_norm",
+    "gradient_squares",
     "clipping_scale",
+    "advance",
 }
 # These add the weights that are averaged to a sum in double, and do nothing else in it.
 AVERAGING = {"apply", "apply_columns", "shrink_groups"}
@@ -159,17 +162,22 @@ def test_sources_are_whole():
 
 def launches():
     """Return (kernel name, keywords, whether more come from a dictionary) of each launch."""
-    found = []
-    for node in ast.walk(ast.parse(inspect.getsource(cuda))):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_launch":
-            keywords = [keyword.arg for keyword in node.keywords if keyword.arg != "grid"]
-            found.append((node.args[0].value, keywords))
-    return found
+    return [
+        (node.args[0].value, [keyword.arg for keyword in node.keywords if keyword.arg != "grid"])
+        for module in (cuda, cuda_recording)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "launch"
+    ]
 
 
 @pytest.mark.parametrize(("kernel", "keywords"), launches())
 def test_launches_name_the_parameters_of_their_kernel(kernel, keywords):
     wanted = {parameter.name for parameter in sources.kernels()[kernel].parameters}
+    # Numbers that may move are given as one, see cuda_launch.
+    per_step = {name for name in wanted if name.endswith("_per_step")}
+    assert per_step == {f"{name}_per_step" for name in wanted & set(sources.MOVING)}
+    assert ("counter" in wanted) == bool(per_step)
+    wanted -= per_step | {"counter"}
     given = {keyword for keyword in keywords if keyword is not None}
     assert given <= wanted
     if None not in keywords:
@@ -181,9 +189,8 @@ def test_every_kernel_is_launched():
 
 
 def test_constants_agree_with_the_sources():
-    assert f"block_size = {cuda._BLOCK_SIZE}, warp_size = {cuda._WARP_SIZE};" in sources.source(
-        "cuda/rules.cu"
-    )
+    sizes = f"block_size = {cuda_launch.BLOCK_SIZE}, warp_size = {cuda_launch.WARP_SIZE};"
+    assert sizes in sources.source("cuda/rules.cu")
     assert COMMON[cuda._GROUP_L1] == "group_l1"
 
 
@@ -191,7 +198,40 @@ def test_constants_agree_with_the_sources():
     ("width", "size"), [(0, 1), (1, 1), (2, 2), (3, 4), (17, 32), (32, 32), (500, 32)]
 )
 def test_tiles_are_powers_of_two(width, size):
-    assert cuda._tile_size(width) == size
+    assert cuda_launch.tile_size(width) == size
+
+
+def test_moving_numbers():
+    counter = object()
+    moving = 3 + 10 * Moving(0, 1, counter)
+    assert (moving.offset, moving.per_step, moving.counter) == (3, 10, counter)
+    batch = (moving + -3) // 5
+    assert (batch.offset, batch.per_step) == (0, 2)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        moving // 4
+
+
+def test_moving_numbers_are_spread_over_the_parameters_of_a_kernel():
+    counter = object()
+    spread = cuda_launch._spread({"first": Moving(7, 2, counter), "step": 4, "n": 9})
+    assert spread == {
+        "first": 7,
+        "first_per_step": 2,
+        "step": 4,
+        "step_per_step": 0,
+        "n": 9,
+        "counter": counter,
+    }
+    assert cuda_launch._spread({"step": 4})["counter"] is None
+
+
+def test_memory_of_recorded_launches_is_kept(monkeypatch):
+    monkeypatch.setattr(cuda_launch, "cupy", lambda: np)
+    cuda_launch.empty(3, np.float32)
+    with cuda_launch.keeping() as kept:
+        inside = cuda_launch.empty(4, np.float32)
+    cuda_launch.empty(5, np.float32)
+    assert [array is inside for array in kept] == [True]
 
 
 # The same primitives as on the CPU.
@@ -263,9 +303,9 @@ def test_constants_of_the_cpu_exist():
 def without_cupy(monkeypatch):
     """Make ``import cupy`` fail, also where it is installed."""
     monkeypatch.setitem(sys.modules, "cupy", None)
-    cuda._cupy.cache_clear()
+    cuda_launch.cupy.cache_clear()
     yield
-    cuda._cupy.cache_clear()
+    cuda_launch.cupy.cache_clear()
 
 
 def test_nothing_imports_cupy_before_it_is_needed():

@@ -17,6 +17,7 @@ from sklearn.base import clone
 
 from skoptim import MLPClassifier, MLPRegressor, SGDClassifier, SGDRegressor
 from skoptim._devices import cpu, cuda, kernel_sources
+from skoptim._training import Trainer
 from skoptim.optimizers import FTRL, SGD, Adam, Optimizer
 from skoptim.optimizers._base import bind_updater
 from skoptim.penalties import PenaltyTerms
@@ -83,7 +84,7 @@ class Pair:
         self.host, self.device = (
             {
                 "w": copy(w),
-                "average": copy(np.zeros_like(w)) if average else None,
+                "average": copy(np.zeros(len(w))) if average else None,
                 **{name: copy(state.slots[name]) for name in optimizer.slot_names},
             }
             for copy in (np.array, on_device)
@@ -179,7 +180,7 @@ def test_clipping_by_norm(dtype, bound):
     norm = np.sqrt((g.astype(float) ** 2).sum())
     pair.cpu.apply(g * np.dtype(dtype).type(min(1.0, bound / norm)), 0)
     device_g = on_device(g)
-    cuda.clip_norm(pair.cuda, [device_g], bound)
+    assert cuda.clipping_factor(pair.cuda, bound, device_g) == 1.0
     pair.cuda.apply(device_g, 0)
     pair.compare(ORDER[dtype])
 
@@ -282,8 +283,10 @@ def test_sums(shape, dtype):
 def test_gather_and_products(dtype):
     x, rows = random(50, 7, dtype=dtype), np.random.default_rng(0).integers(0, 50, 33)
     gathered = cuda.empty((33, 7), dtype)
-    cuda.gather_rows(on_device(x), on_device(rows), gathered)
+    cuda.gather_rows(on_device(x), on_device(rows), 0, gathered)
     assert_same(gathered, x[rows])
+    cuda.gather_rows(on_device(x), None, 17, gathered)
+    assert_same(gathered, x[17:])
     b = random(7, 9, dtype=dtype)
     out = cuda.empty((50, 9), dtype)
     cuda.matmul(on_device(x), on_device(b), out)
@@ -349,24 +352,6 @@ def test_sparse_products(index, listed, width, dtype):
     np.testing.assert_array_equal(*runs)
 
 
-@DTYPES
-@WIDTHS
-@BATCHES
-def test_gradient_of_the_touched_columns(listed, width, dtype):
-    X = sparse_matrix(dtype, density=0.01)
-    host, device = cpu.Matrix(X), cuda.Matrix(X)
-    rows, device_rows, first = batch_of(listed)
-    delta = random(64, width, dtype=dtype)
-    full = np.zeros((150, width), dtype)
-    cpu.csr_gradient(host, rows, first, delta, full)
-    taken = X[rows] if listed else X[first : first + 64]
-    columns = np.unique(taken.indices)
-    touched = cuda.Touched(device)
-    touched.sort(device_rows, first, 64)
-    np.testing.assert_array_equal(touched.columns.get(), columns)
-    assert_near(touched.gradient(on_device(delta)), full[columns], ORDER[dtype])
-
-
 def test_unordered_and_repeated_entries_count_as_on_the_cpu():
     data, indices = np.arange(1.0, 7.0), np.array([4, 0, 4, 2, 1, 2])
     X = sp.csr_matrix((data, indices, np.array([0, 3, 3, 6])), shape=(3, 5))
@@ -406,7 +391,7 @@ ESTIMATORS = {
     "SGDClassifier": SGDClassifier("log_loss", alpha=1e-3, batch_size=32),
     "SGDRegressor": SGDRegressor(alpha=1e-3, batch_size=32),
     "MLPClassifier": MLPClassifier((12, 5), activation="tanh", alpha=1e-3, batch_size=32),
-    "MLPRegressor": MLPRegressor((9,), activation="silu", dropout=0.0, batch_size=32),
+    "MLPRegressor": MLPRegressor(hidden_layer_sizes=(9,), activation="silu", batch_size=32),
 }
 
 # Losses of an epoch, relative: what the project promises over the first ten epochs.
@@ -455,6 +440,43 @@ def test_dropout_and_averaging_follow_the_cpu(is_sparse):
             fitted(estimator, where, X, y, max_iter=6, **parameters) for where in ("cpu", "cuda")
         )
         np.testing.assert_allclose(device.loss_curve_, host.loss_curve_, rtol=LOSSES["float64"])
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("is_sparse", [False, True], ids=["dense", "csr"])
+@pytest.mark.parametrize("name", ["SGDClassifier", "MLPClassifier"])
+def test_recorded_steps_follow_the_cpu(name, is_sparse, shuffle, monkeypatch):
+    # 160 samples in batches of 21: seven whole ones and a rest; in blocks of three steps.
+    monkeypatch.setattr(Trainer, "_block_steps", lambda self: 3)
+    X, y = training_data("float64", is_sparse, True)
+    parameters = {"batch_size": 21, "shuffle": shuffle, "max_iter": 5}
+    if name == "MLPClassifier":
+        parameters["dropout"] = 0.2
+    for optimizer in (Adam(clip_norm=0.05), FTRL(l1=0.01), SGD(0.05, momentum=0.9)):
+        host, device = (
+            fitted(ESTIMATORS[name], where, X, y, optimizer=optimizer, **parameters)
+            for where in ("cpu", "cuda")
+        )
+        np.testing.assert_allclose(device.loss_curve_, host.loss_curve_, rtol=LOSSES["float64"])
+
+
+def cube(z):
+    return z**3
+
+
+def cube_derivative(z):
+    return 3 * z**2
+
+
+def test_activations_of_the_user_are_not_recorded_and_follow_the_cpu():
+    X, y = training_data("float64", False, True)
+    host, device = (
+        fitted(
+            ESTIMATORS["MLPClassifier"], where, X, y, max_iter=4, activation=(cube, cube_derivative)
+        )
+        for where in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(device.loss_curve_, host.loss_curve_, rtol=LOSSES["float64"])
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -305,7 +305,9 @@ def test_gradient_of_touched_columns_is_the_rest_of_a_zero_gradient(hidden):
     )
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-14)
     of_first_layer = expected[: network.first_layer_size]
-    np.testing.assert_allclose(first_layer.squared_norm, of_first_layer @ of_first_layer)
+    np.testing.assert_allclose(
+        touched.squared_norm(first_layer.delta), of_first_layer @ of_first_layer
+    )
     np.testing.assert_allclose(
         flat[network.first_layer_size :], expected[network.first_layer_size :], rtol=1e-13
     )

@@ -15,7 +15,6 @@ xp = np
 #: What batch_size="auto" means for a linear model: per-sample steps, as scikit-learn's SGD.
 LINEAR_BATCH_SIZE = 1
 
-gather_rows = core.gather_rows
 activation_forward = core.activation_forward
 activation_backward = core.activation_backward
 dropout = core.dropout
@@ -64,6 +63,10 @@ class Matrix:
     def n_stored(self) -> int:
         """Number of stored entries of a CSR matrix."""
         return self.array.nnz
+
+    def plan(self, rows: Any, first: int, n: int, batch_size: int) -> bool:
+        """Do nothing: a batch is sorted when it comes. Return False."""
+        return False
 
     @property
     def longest_row(self) -> int:
@@ -150,6 +153,14 @@ def observe(X: Matrix, rows: Any, n: int, unit: np.ndarray) -> float:
     return core.observe(X.native, rows, 0, n, unit)
 
 
+def clipping_factor(
+    updater: Any, bound: float, g: np.ndarray, touched: Any = None, delta: Any = None
+) -> float:
+    """Return what bounds the norm of a gradient: of `g`, and of X.T @ delta of a batch, if any."""
+    norm = (squared_norm(g) + (0.0 if touched is None else touched.squared_norm(delta))) ** 0.5
+    return bound / norm if norm > bound else 1.0
+
+
 def squared_norm(a: np.ndarray) -> float:
     """Return the sum of the squares of all entries."""
     return core.dot(a, a)
@@ -160,14 +171,24 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     np.matmul(a, b, out=out)
 
 
-def csr_matmul(X: Matrix, rows: Any, first: int, w: np.ndarray, out: np.ndarray) -> None:
-    """Out = X[rows] @ w, or X[first:first + len(out)] @ w when `rows` is None."""
-    core.csr_matmul(X.native, rows, first, w, out)
+def gather_rows(x: np.ndarray, rows: np.ndarray, first: Any, out: np.ndarray) -> None:
+    """Copy x[rows[first:first + len(out)]] to `out`."""
+    core.gather_rows(x, rows[first : first + len(out)], out)
 
 
-def csr_gradient(X: Matrix, rows: Any, first: int, delta: np.ndarray, g: np.ndarray) -> None:
-    """G += X[rows].T @ delta."""
-    core.csr_gradient(X.native, rows, first, delta, g)
+def csr_matmul(X: Matrix, rows: Any, first: Any, w: np.ndarray, out: np.ndarray) -> None:
+    """Out = X[rows[first:first + len(out)]] @ w; X[first:...] @ w when `rows` is None."""
+    core.csr_matmul(X.native, *_taken(rows, first, len(out)), w, out)
+
+
+def csr_gradient(X: Matrix, rows: Any, first: Any, delta: np.ndarray, g: np.ndarray) -> None:
+    """G += X[rows[first:first + len(delta)]].T @ delta."""
+    core.csr_gradient(X.native, *_taken(rows, first, len(delta)), delta, g)
+
+
+def _taken(rows: Any, first: int, n: int) -> tuple[Any, int]:
+    """Return which rows compiled code is to take: those listed, or some from the first on."""
+    return (None, first) if rows is None else (rows[first : first + n], 0)
 
 
 class Touched:
@@ -183,9 +204,9 @@ class Touched:
         self.X = X
         self.native = getattr(core, "Touched" + SUFFIX[X.dtype])()
 
-    def sort(self, rows: Any, first: int, n: int) -> None:
-        """Take X[rows], or X[first:first + n] when `rows` is None."""
-        self.native.sort(self.X.native, rows, first, n)
+    def sort(self, rows: Any, first: Any, n: int) -> None:
+        """Take X[rows[first:first + n]], or X[first:first + n] when `rows` is None."""
+        self.native.sort(self.X.native, *_taken(rows, first, n), n)
 
     def squared_norm(self, delta: np.ndarray) -> float:
         """Return the squared norm of the batch's X.T @ delta."""
@@ -197,14 +218,18 @@ def loss_gradient(
     z: np.ndarray,
     targets: Any,
     rows: Any,
-    first: int,
+    first: Any,
     weights: Any,
     parameter: float,
     scale: float,
     d: np.ndarray | None,
 ) -> float:
-    """Return the weighted sum of the batch's losses; write `scale` times the derivatives to d."""
-    return core.loss_gradient(loss, z, targets, rows, first, weights, parameter, scale, d)
+    """Return the weighted sum of the batch's losses; write `scale` times the derivatives to d.
+
+    The batch are the rows `first` and on, of the listed ones if there are any.
+    """
+    taken = _taken(rows, first, len(z))
+    return core.loss_gradient(loss, z, targets, *taken, weights, parameter, scale, d)
 
 
 def empty(shape: Any, dtype: Any) -> np.ndarray:

@@ -7,45 +7,42 @@ first needed. Every sum runs in an order that depends on sizes alone, so results
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from skoptim._devices import cpu, is_cuda_array, kernel_sources
+from skoptim._devices import cpu, cuda_blas
+from skoptim._devices.batches import Batches, ByColumns
+from skoptim._devices.cuda_launch import (
+    WARP_SIZE,
+    arrivals,
+    cupy,
+    empty,
+    launch,
+    n_blocks,
+    tile_size,
+)
+from skoptim._devices.cuda_recording import Recording
+
+__all__ = ["Recording"]
 
 name = "cuda"
 #: What batch_size="auto" means for a linear model: a step costs about the same up to thousands of
 #: samples, and one sample a step would leave the device idle.
 LINEAR_BATCH_SIZE = 1024
 
-_BLOCK_SIZE = 256  # block_size in grid.cuh
-_WARP_SIZE = 32
-_MOST_BLOCKS = 1024
-_ROWS_PER_CHUNK = 4096
+_ROWS_PER_CHUNK = 512  # of a column sum
+_ROWS_PER_PART = 4096  # of a look at all of a dense matrix
 _GROUP_L1 = 3  # the column of group_l1 in a row of prepared scalars
 
 
 def __getattr__(attribute: str) -> Any:
     """Return `xp`, that is CuPy, without importing it any earlier."""
     if attribute == "xp":
-        return _cupy()
+        return cupy()
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
-
-
-@cache
-def _cupy() -> Any:
-    try:
-        import cupy
-    except ImportError as error:
-        raise ImportError(
-            'device="cuda" needs CuPy: pip install "skoptim[cuda12]", or "skoptim[cuda13]" with a '
-            'CUDA 13 driver; or use device="cpu".'
-        ) from error
-    return cupy
 
 
 def require_device() -> None:
@@ -59,7 +56,7 @@ def require_device() -> None:
         If no CUDA device is visible.
     """
     try:
-        n_devices = _cupy().cuda.runtime.getDeviceCount()
+        n_devices = cupy().cuda.runtime.getDeviceCount()
     except RuntimeError as error:
         raise RuntimeError(f"{_NO_DEVICE} ({error})") from error
     if n_devices == 0:
@@ -70,82 +67,6 @@ _NO_DEVICE = (
     'device="cuda": no CUDA device is visible; check the driver (nvidia-smi) and '
     'CUDA_VISIBLE_DEVICES, or use device="cpu".'
 )
-
-
-# Launching kernels.
-
-
-@dataclass(frozen=True)
-class _Launcher:
-    """A compiled kernel that takes its arguments by name, in the types that its source declares."""
-
-    kernel: Any
-    parameters: tuple[tuple[str, bool, np.dtype], ...]
-
-    def __call__(self, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
-        if len(arguments) != len(self.parameters):
-            wanted = [parameter for parameter, _, _ in self.parameters]
-            raise TypeError(f"{self.kernel} takes {wanted}, got {list(arguments)}")
-        values = [
-            _array_argument(parameter, arguments[parameter], dtype)
-            if is_array
-            else dtype.type(arguments[parameter])
-            for parameter, is_array, dtype in self.parameters
-        ]
-        self.kernel(grid, (_BLOCK_SIZE,), tuple(values))
-
-
-def _array_argument(parameter: str, array: Any, dtype: np.dtype) -> Any:
-    """Check what a kernel would read through blindly; None is a null pointer."""
-    if array is None:
-        return np.intp(0)
-    if not is_cuda_array(array) or array.dtype != dtype or not array.flags.c_contiguous:
-        raise ValueError(f"{parameter} must be a contiguous {dtype} array on the device")
-    return array
-
-
-@cache
-def _launcher(kernel_name: str, template: tuple[str, ...]) -> _Launcher:
-    """Compile one instantiation, or take it from CuPy's cache on disk."""
-    kernel = kernel_sources.kernels()[kernel_name]
-    expression = kernel.expression(*template)
-    module = _cupy().RawModule(
-        code=kernel_sources.source(kernel.file),
-        options=kernel_sources.OPTIONS,
-        name_expressions=(expression,),
-    )
-    named = dict(zip(kernel.template, template, strict=True))
-    types = {"double": "float64", "int64_t": "int64", "int32_t": "int32"}
-    types |= {"uint64_t": "uint64", "uint32_t": "uint32"} | named
-    return _Launcher(
-        module.get_function(expression),
-        tuple((p.name, p.is_array, np.dtype(types[p.type])) for p in kernel.parameters),
-    )
-
-
-def _launch(
-    kernel: str, template: tuple[str, ...], n_threads: int, /, *, grid: Any = None, **arguments: Any
-) -> None:
-    """Run a kernel on about `n_threads` threads; its arguments go by name."""
-    if n_threads > 0:
-        _launcher(kernel, template)(grid or (_n_blocks(n_threads),), arguments)
-
-
-def _n_blocks(n_threads: int) -> int:
-    """Return the size of the grid; from the work alone, so that sums repeat on any device."""
-    return min(-(-n_threads // _BLOCK_SIZE), _MOST_BLOCKS)
-
-
-def _tile_size(width: int) -> int:
-    """Return how many threads share an item of that width: a power of two up to a warp."""
-    return min(_WARP_SIZE, 1 << max(width - 1, 0).bit_length())
-
-
-def _sum(partial_sums: Any) -> Any:
-    """Return the sum of the blocks' sums, in float64, on the device."""
-    total = _cupy().empty(1, dtype=np.float64)
-    column_sums(partial_sums.reshape(-1, 1), total)
-    return total[0]
 
 
 # Data.
@@ -160,7 +81,7 @@ class Matrix:
     ----------
     X : array or CSR matrix of shape (n_samples, n_features)
         NumPy, SciPy, CuPy or cupyx; float32 or float64. Column indices are checked here, once;
-        kernels then trust them.
+        kernels then trust them. Duplicate entries are summed in a copy.
 
     Raises
     ------
@@ -185,28 +106,46 @@ class Matrix:
         else:
             self.data, self.indices, self.indptr = map(asarray, (X.data, X.indices, X.indptr))
             self.longest_row = _check_indices(self)
+            if not X.has_canonical_format:
+                X = X.copy()
+                X.sum_duplicates()
+                self.data, self.indices, self.indptr = X.data, X.indices, X.indptr
         self.array = X
-        self._consecutive: dict[tuple[int, int], _Entries] = {}
-        self._listed: tuple[Any, _Entries] | None = None
+        self._by_columns: ByColumns | None = None
+        self._batches: Batches | None = None
 
     @property
     def n_stored(self) -> int:
         """Number of stored entries of a CSR matrix."""
         return len(self.data)
 
-    def entries(self, rows: Any, first: int, n: int) -> _Entries:
-        """Return the stored entries of a batch, sorted by column.
+    def plan(self, rows: Any, first: int, n: int, batch_size: int) -> bool:
+        """Sort the entries of rows[first:first + n] by batches; of consecutive rows when None.
 
-        Those of consecutive rows are kept, as they come again in every epoch; all of them together
-        take about twice the memory of X. Of listed rows only the last batch is kept.
+        The lists take about three times the memory of X, and as much again while they are made.
+        They lie where the last ones lay, if there is room. Return whether they do not.
         """
-        if rows is None:
-            if (first, n) not in self._consecutive:
-                self._consecutive[first, n] = _sorted_entries(self, None, first, n)
-            return self._consecutive[first, n]
-        if self._listed is None or self._listed[0] is not rows:
-            self._listed = rows, _sorted_entries(self, rows, first, n)
-        return self._listed[1]
+        if self._by_columns is None:
+            self._by_columns = ByColumns.of(cupy(), self.data, self.indices, self.indptr)
+        batches = Batches.of(cupy(), self._by_columns, rows, first, n, batch_size)
+        before, self._batches = self._batches, None
+        self._batches, moved = batches.moved_to(cupy(), before)
+        return moved
+
+    def batches(self, rows: Any, first: Any, n: int) -> tuple[Batches, Any]:
+        """Return the lists that have the batch rows[first:first + n], and its number there."""
+        found = self._batches
+        if found is None or found.rows is not rows or not found.has(first, n):
+            self.plan(rows, first, n, max(n, 1))
+            found = self._batches
+            assert found is not None
+        return found, (first + -found.first) // found.batch_size
+
+    @property
+    def row_of(self) -> Any:
+        """The row of each stored entry."""
+        xp = cupy()
+        return xp.searchsorted(self.indptr, xp.arange(self.n_stored), side="right") - 1
 
     @property
     def _template(self) -> tuple[str, str]:
@@ -215,7 +154,7 @@ class Matrix:
 
 def _check_indices(X: Matrix) -> int:
     """Check the index arrays of a matrix that was on the device already; return its longest row."""
-    xp, (n_rows, n_columns) = _cupy(), X.shape
+    xp, (n_rows, n_columns) = cupy(), X.shape
     lengths = xp.diff(X.indptr)
     ends_well = len(X.indptr) == n_rows + 1 and int(X.indptr[0]) == 0
     if not ends_well or int(X.indptr[-1]) > len(X.data) or len(X.data) != len(X.indices):
@@ -227,76 +166,11 @@ def _check_indices(X: Matrix) -> int:
     return int(lengths.max()) if n_rows else 0
 
 
-@dataclass
-class _Entries:
-    """The stored entries of a batch of CSR rows, listed and sorted as sparse.cu says."""
-
-    keys: Any
-    batch_rows: Any
-    values: Any
-    columns: Any  # (n_touched,), ascending
-    starts: Any  # (n_touched + 1,) of each column's run in `keys`
-
-
-def _sorted_entries(X: Matrix, rows: Any, first: int, n: int) -> _Entries:
-    """List the entries of a batch; two sizes are read back, for the arrays that follow."""
-    xp = _cupy()
-    lengths = empty(n, np.int64)
-    _launch(
-        "row_lengths",
-        X._template[1:],
-        n,
-        indptr=X.indptr,
-        rows=rows,
-        first=first,
-        n=n,
-        lengths=lengths,
-    )
-    ends = xp.cumsum(lengths)
-    n_entries = int(ends[-1]) if n else 0
-    keys, values = empty(n_entries, np.int64), empty(n_entries, X.dtype)
-    batch_rows = empty(n_entries, np.int32)
-    _launch(
-        "list_entries",
-        X._template,
-        n * _WARP_SIZE,
-        data=X.data,
-        indices=X.indices,
-        indptr=X.indptr,
-        rows=rows,
-        first=first,
-        n=n,
-        ends=ends,
-        keys=keys,
-        batch_rows=batch_rows,
-        values=values,
-    )
-    if n_entries:
-        keys.sort()
-    is_first = empty(n_entries, np.int32)
-    _launch("mark_runs", (), n_entries, keys=keys, n_entries=n_entries, is_first=is_first)
-    run_numbers = xp.cumsum(is_first, dtype=np.int32)
-    n_touched = int(run_numbers[-1]) if n_entries else 0
-    columns, starts = empty(n_touched, np.int64), empty(n_touched + 1, np.int64)
-    _launch(
-        "list_runs",
-        (),
-        n_entries,
-        keys=keys,
-        run_numbers=run_numbers,
-        n_entries=n_entries,
-        columns=columns,
-        starts=starts,
-    )
-    return _Entries(keys, batch_rows, values, columns, starts)
-
-
-@dataclass
 class Targets:
     """Targets on the device: class indices (n_samples,), or values (n_samples, n_outputs)."""
 
-    labels: Any
-    values: Any
+    def __init__(self, labels: Any, values: Any):
+        self.labels, self.values = labels, values
 
 
 def make_targets(*, labels: Any = None, values: Any = None, n_outputs: int, dtype: Any) -> Any:
@@ -340,60 +214,72 @@ class Updater:
     ):
         self._template = rule, w.dtype.name
         self._size, self._n_penalised = len(w), n_penalised
-        self._n_columns, self._width = n_columns, width
-        self._rows = asarray(rows, w.dtype)
-        self._grouped = bool(rows[0, _GROUP_L1] > 0)
+        self._n_columns, self._width, self._tile_size = n_columns, width, tile_size(width)
         padded = dict(zip(("slot_0", "slot_1", "slot_2"), [*slots, None, None, None], strict=False))
         self._parameters = {"w": w, "average": average, "unit": unit, **padded}
-        self.gradient_scale: Any = None
+        self._rows, self._sparse = empty(rows.shape, w.dtype), sparse
         if sparse:
-            self._start_ledger()
+            self._make_ledger()
+        self.gradient_scale: Any = None
+        self.restart(rows)
 
-    def apply(self, g: Any, step: int) -> None:
+    def restart(self, rows: np.ndarray) -> None:
+        """Begin another block, of no more steps than the first one, in the same memory."""
+        n_steps = len(rows)
+        self._rows[:n_steps] = asarray(rows, self._rows.dtype)
+        self._grouped = bool(rows[0, _GROUP_L1] > 0)
+        if self._sparse:
+            self._start_ledger(n_steps)
+
+    def apply(self, g: Any, step: Any) -> None:
         """Take step number `step` of the block with the gradient of all parameters."""
         self._apply_from(0, g, step)
 
-    def apply_rest(self, g: Any, step: int) -> None:
+    def apply_rest(self, g: Any, step: Any) -> None:
         """Take a step of all but the first layer."""
         self._apply_from(self._n_columns * self._width, g, step)
 
-    def multiply_touched(self, touched: Touched, step: int, z: Any) -> None:
+    def multiply_touched(self, touched: Touched, step: Any, z: Any) -> None:
         """Pay the touched columns the steps before `step`, and write X W of the batch to z."""
-        self._pay(touched.columns, len(touched.columns), step)
+        batches = touched.batches
+        self._pay(
+            step,
+            batches.most_columns,
+            columns=batches.columns,
+            batch_columns=batches.batch_columns,
+            batch=touched.batch,
+        )
         w = self._parameters["w"][: self._n_columns * self._width]
-        csr_matmul(touched.X, touched.rows, touched.first, w.reshape(-1, self._width), z)
+        csr_matmul(touched.X, batches.rows, touched.first, w.reshape(-1, self._width), z)
 
-    def apply_touched(self, touched: Touched, delta: Any, factor: float, step: int) -> None:
+    def apply_touched(self, touched: Touched, delta: Any, factor: float, step: Any) -> None:
         """Take a step of the touched columns, with `factor` times the gradient X.T @ delta."""
-        g = touched.gradient(delta)
         if factor != 1:
-            g *= factor
-        columns = touched.columns
-        _launch(
+            self.gradient_scale = cupy().full(1, factor, dtype=delta.dtype)
+        launch(
             "apply_columns",
             self._template,
-            len(columns) * self._tile_size,
+            touched.batches.most_columns * self._tile_size,
             **self._parameters,
-            columns=columns,
-            n=len(columns),
+            **self._scalars(step),
+            **touched.columns,
+            sums=touched.segment_sums(delta),
             width=self._width,
-            g=g,
             gradient_scale=self.gradient_scale,
-            row=self._rows[step],
             paid=self._paid,
-            step=step,
             tile_size=self._tile_size,
         )
+        if factor != 1:
+            self.gradient_scale = None
 
-    def settle(self, step: int) -> None:
+    def settle(self, step: Any) -> None:
         """Pay all columns the steps before `step`."""
-        self._pay(None, self._n_columns, step)
+        self._pay(step, self._n_columns, columns=None, batch_columns=None, batch=0)
 
-    @property
-    def _tile_size(self) -> int:
-        return _tile_size(self._width)
+    def _scalars(self, step: Any) -> dict[str, Any]:
+        return {"rows": self._rows, "row_width": self._rows.shape[1], "step": step}
 
-    def _apply_from(self, begin: int, g: Any, step: int) -> None:
+    def _apply_from(self, begin: int, g: Any, step: Any) -> None:
         first_layer = self._n_columns * self._width
         if not self._grouped or begin >= first_layer:
             self._apply_range(begin, self._size, g, step, self._parameters)
@@ -401,29 +287,29 @@ class Updater:
         # Groups are shrunk after the step, and averaged after that.
         not_averaged = {**self._parameters, "average": None}
         self._apply_range(begin, first_layer, g[: first_layer - begin], step, not_averaged)
-        _launch(
+        launch(
             "shrink_groups",
             self._template,
             self._n_columns,
             w=self._parameters["w"],
             average=self._parameters["average"],
-            row=self._rows[step],
+            **self._scalars(step),
             n_groups=self._n_columns,
             width=self._width,
         )
         self._apply_range(first_layer, self._size, g[first_layer - begin :], step, self._parameters)
 
     def _apply_range(
-        self, begin: int, end: int, g: Any, step: int, parameters: dict[str, Any]
+        self, begin: int, end: int, g: Any, step: Any, parameters: dict[str, Any]
     ) -> None:
-        _launch(
+        launch(
             "apply",
             self._template,
             end - begin,
             **parameters,
+            **self._scalars(step),
             g=g,
             gradient_scale=self.gradient_scale,
-            row=self._rows[step],
             begin=begin,
             end=end,
             n_penalised=self._n_penalised,
@@ -431,9 +317,9 @@ class Updater:
             width=self._width,
         )
 
-    def _start_ledger(self) -> None:
+    def _make_ledger(self) -> None:
         n_steps, row_width = self._rows.shape
-        self._paid = _cupy().zeros(self._n_columns, dtype=np.int32)
+        self._paid = empty(self._n_columns, np.int32)
         self._steps = {
             **{
                 name: empty(n_steps + 1, np.float64)
@@ -443,20 +329,23 @@ class Updater:
             "rows": self._rows,
             "row_width": row_width,
         }
+
+    def _start_ledger(self, n_steps: int) -> None:
+        self._paid.fill(0)
         averaging = self._parameters["average"] is not None
-        _launch(
+        launch(
             "start_ledger", self._template, 1, **self._steps, n_steps=n_steps, averaging=averaging
         )
 
-    def _pay(self, columns: Any, n: int, to: int) -> None:
-        _launch(
+    def _pay(self, to: Any, most_columns: int, **columns: Any) -> None:
+        launch(
             "pay_columns",
             self._template,
-            n * self._tile_size,
+            most_columns * self._tile_size,
             **self._parameters,
             **self._steps,
-            columns=columns,
-            n=n,
+            **columns,
+            n_columns=self._n_columns,
             width=self._width,
             paid=self._paid,
             to=to,
@@ -496,7 +385,7 @@ def observe(X: Matrix, rows: Any, n: int, unit: Any) -> float:
 
     Returns the mean squared norm of these rows, measured in the units.
     """
-    xp = _cupy()
+    xp = cupy()
     largest = xp.zeros_like(unit)
     for columns, values in _parts(X, rows, n):
         if columns is None:
@@ -510,67 +399,85 @@ def observe(X: Matrix, rows: Any, n: int, unit: Any) -> float:
     total = 0.0
     for columns, values in _parts(X, rows, n):
         scaled = values * (unit if columns is None else unit[columns])
-        total += float(scaled.astype(np.float64).ravel() @ scaled.astype(np.float64).ravel())
+        total += squared_norm(scaled)
     return total / max(n, 1)
 
 
 def _parts(X: Matrix, rows: Any, n: int) -> Iterator[tuple[Any, Any]]:
-    """Yield dense rows, or columns and values of CSR entries, of some of the rows at a time."""
-    for first in range(0, n, _ROWS_PER_CHUNK):
-        stop = min(n, first + _ROWS_PER_CHUNK)
-        taken = None if rows is None else rows[first:stop]
-        if not X.is_sparse:
-            yield None, X.array[first:stop] if taken is None else X.array[taken]
-            continue
-        entries = _sorted_entries(X, taken, first, stop - first)
-        yield entries.keys >> 32, entries.values[entries.keys & 0xFFFFFFFF]
+    """Yield dense rows, some at a time, or columns and values of CSR entries, of rows 0..n."""
+    if X.is_sparse:
+        if rows is None:
+            yield X.indices, X.data
+            return
+        is_taken = cupy().zeros(X.shape[0], dtype=bool)
+        is_taken[rows] = True
+        kept = is_taken[X.row_of]
+        yield X.indices[kept], X.data[kept]
+        return
+    for first in range(0, n, _ROWS_PER_PART):
+        stop = min(n, first + _ROWS_PER_PART)
+        yield None, X.array[first:stop] if rows is None else X.array[rows[first:stop]]
 
 
 def _scatter_max(target: Any, places: Any, values: Any) -> None:
+    """Raise target[places] to `values`, neither of them negative.
+
+    As whole numbers, which are ordered alike: CuPy compares doubles in single precision.
+    """
     import cupyx
 
-    cupyx.scatter_max(target, places, values)
+    kind = np.uint32 if target.dtype == np.float32 else np.uint64
+    cupyx.scatter_max(target.view(kind), places, values.view(kind))
 
 
-def clip_norm(updater: Any, gradients: Sequence[Any], bound: float) -> None:
-    """Bound the norm of the whole gradient of the next step; nothing is read back.
+def clipping_factor(
+    updater: Any, bound: float, g: Any, touched: Touched | None = None, delta: Any = None
+) -> float:
+    """Bound the norm of the next step's gradient; return what is left to multiply it by.
 
-    Parameters
-    ----------
-    updater : Updater or ArrayUpdater
-        A compiled rule multiplies by the factor as it reads the gradient. For an optimizer written
-        in array code the gradients are scaled in place.
-    gradients : sequence of arrays
-        All parts of the gradient.
-    bound : float
-        The largest norm that goes unchanged.
+    A compiled rule multiplies as it reads the gradient, by a factor that stays on the device: 1 is
+    left. For an optimizer written in array code the norm is read back.
     """
-    partial_sums = _cupy().concatenate([_squares(g) for g in gradients])
-    dtype = gradients[0].dtype
-    scale = empty(1, dtype)
-    _launch(
+    parts = [n_blocks(g.size)]
+    if touched is not None:
+        parts.append(n_blocks(touched.batches.most_columns * tile_size(delta.shape[1])))
+    partial_sums = empty(sum(parts), np.float64)
+    _squares(g, partial_sums[: parts[0]])
+    if touched is not None:
+        touched.squares(delta, partial_sums[parts[0] :])
+    scale = empty(1, g.dtype)
+    launch(
         "clipping_scale",
-        (dtype.name,),
-        _BLOCK_SIZE,
+        (g.dtype.name,),
+        1,
         partial_sums=partial_sums,
         n=len(partial_sums),
         clip_norm=bound,
         scale=scale,
     )
-    if isinstance(updater, Updater):
-        updater.gradient_scale = scale
-        return
-    for g in gradients:
-        g *= scale
+    if not isinstance(updater, Updater):
+        return read_scalar(scale[0])
+    updater.gradient_scale = scale
+    return 1.0
 
 
 # The network's part.
 
 
-def gather_rows(x: Any, rows: Any, out: Any) -> None:
-    """Copy the rows x[rows] to `out`."""
+def gather_rows(x: Any, rows: Any, first: Any, out: Any) -> None:
+    """Copy x[rows[first:first + len(out)]] (x[first:...] when `rows` is None) to `out`."""
     n, width = out.shape
-    _launch("gather_rows", (x.dtype.name,), out.size, x=x, width=width, rows=rows, n=n, out=out)
+    launch(
+        "gather_rows",
+        (x.dtype.name,),
+        out.size,
+        x=x,
+        width=width,
+        rows=rows,
+        first=first,
+        n=n,
+        out=out,
+    )
 
 
 def matmul(a: Any, b: Any, out: Any) -> None:
@@ -578,16 +485,16 @@ def matmul(a: Any, b: Any, out: Any) -> None:
 
     TF32 is used only if the environment says CUPY_TF32=1.
     """
-    _cupy().dot(a, b, out=out)
+    cuda_blas.gemm(a, b, out)
 
 
-def csr_matmul(X: Matrix, rows: Any, first: int, w: Any, out: Any) -> None:
-    """Write X[rows] @ w to `out`; X[first:first + len(out)] @ w when `rows` is None."""
+def csr_matmul(X: Matrix, rows: Any, first: Any, w: Any, out: Any) -> None:
+    """Write X[rows[first:first + len(out)]] @ w to `out`; X[first:...] @ w when `rows` is None."""
     n, width = out.shape
-    _launch(
+    launch(
         "csr_matmul",
         X._template,
-        n * _WARP_SIZE,
+        n * WARP_SIZE,
         data=X.data,
         indices=X.indices,
         indptr=X.indptr,
@@ -597,34 +504,24 @@ def csr_matmul(X: Matrix, rows: Any, first: int, w: Any, out: Any) -> None:
         w=w,
         width=width,
         out=out,
-        output_lanes=_tile_size(width),
+        output_lanes=tile_size(width),
     )
 
 
-def csr_gradient(X: Matrix, rows: Any, first: int, delta: Any, g: Any) -> None:
-    """Add X[rows].T @ delta to g."""
-    entries = X.entries(rows, first, len(delta))
-    _csr_gradient(X.dtype, entries, None, delta, g)
-
-
-def _csr_gradient(dtype: Any, entries: _Entries, position: Any, delta: Any, g: Any) -> None:
-    """Add the gradient to the rows of g that `position` gives the columns (None: all are there)."""
-    width, n_runs = delta.shape[1], len(entries.columns)
-    _launch(
-        "csr_gradient",
-        (dtype.name,),
-        n_runs * _WARP_SIZE,
-        keys=entries.keys,
-        batch_rows=entries.batch_rows,
-        values=entries.values,
-        columns=entries.columns,
-        starts=entries.starts,
-        n_runs=n_runs,
-        position=position,
-        delta=delta,
+def csr_gradient(X: Matrix, rows: Any, first: Any, delta: Any, g: Any) -> None:
+    """Add X[rows[first:first + len(delta)]].T @ delta to g; rows must be distinct."""
+    touched = Touched(X)
+    touched.sort(rows, first, len(delta))
+    width, lanes = delta.shape[1], tile_size(delta.shape[1])
+    launch(
+        "add_gradient",
+        (g.dtype.name,),
+        touched.batches.most_columns * lanes,
+        **touched.columns,
+        sums=touched.segment_sums(delta),
         width=width,
         g=g,
-        output_lanes=_tile_size(width),
+        tile_size=lanes,
     )
 
 
@@ -637,52 +534,80 @@ class Touched:
         Sparse.
     """
 
+    batches: Batches
+
     def __init__(self, X: Matrix):
         self.X, self.native = X, self
-        self._position = _cupy().empty(X.shape[1], dtype=np.int32)
 
-    def sort(self, rows: Any, first: int, n: int) -> None:
-        """Take X[rows], or X[first:first + n] when `rows` is None."""
-        self.rows, self.first = rows, first
-        self._entries = self.X.entries(rows, first, n)
-        n_touched = len(self._entries.columns)
-        self.columns = empty(n_touched, np.int64)
-        # Places of columns that this batch does not touch are left over, and not looked at.
-        _launch(
-            "place_columns",
-            (),
-            n_touched,
-            touched=self._entries.columns,
-            n=n_touched,
-            position=self._position,
-            columns=self.columns,
+    def sort(self, rows: Any, first: Any, n: int) -> None:
+        """Take X[rows[first:first + n]], or X[first:first + n] when `rows` is None."""
+        self.batches, self.batch = self.X.batches(rows, first, n)
+        self.first = first
+        self._sums: tuple[Any, Any] | None = None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The arguments of kernels that go through the columns of the batch."""
+        names = "columns", "column_segments", "batch_columns", "batch_segments"
+        return {"batch": self.batch, **{name: getattr(self.batches, name) for name in names}}
+
+    def segment_sums(self, delta: Any) -> Any:
+        """Return the sums of X.T @ delta over the segments of the batch's columns."""
+        if self._sums is not None and self._sums[0] is delta:
+            return self._sums[1]
+        batches, width = self.batches, delta.shape[1]
+        sums = empty((batches.most_segments, width), delta.dtype)
+        launch(
+            "segment_sums",
+            (delta.dtype.name,),
+            batches.most_segments * tile_size(width),
+            values=batches.values,
+            places=batches.places,
+            segment_starts=batches.segment_starts,
+            batch_segments=batches.batch_segments,
+            batch=self.batch,
+            delta=delta,
+            width=width,
+            sums=sums,
+            tile_size=tile_size(width),
         )
-        self._gradient: tuple[Any, Any] | None = None
+        self._sums = delta, sums
+        return sums
 
-    def gradient(self, delta: Any) -> Any:
-        """Return the batch's X.T @ delta, a row for each touched column."""
-        if self._gradient is None or self._gradient[0] is not delta:
-            g = _cupy().zeros((len(self.columns), delta.shape[1]), dtype=delta.dtype)
-            _csr_gradient(self.X.dtype, self._entries, self._position, delta, g)
-            self._gradient = delta, g
-        return self._gradient[1]
+    def squares(self, delta: Any, partial_sums: Any) -> None:
+        """Write the sums of squares of X.T @ delta, block by block."""
+        columns = self.columns
+        del columns["columns"]
+        launch(
+            "gradient_squares",
+            (delta.dtype.name,),
+            1,
+            grid=(len(partial_sums),),
+            **columns,
+            sums=self.segment_sums(delta),
+            width=delta.shape[1],
+            partial_sums=partial_sums,
+            tile_size=tile_size(delta.shape[1]),
+        )
 
     def squared_norm(self, delta: Any) -> float:
         """Return the squared norm of the batch's X.T @ delta; this waits for the device."""
-        return squared_norm(self.gradient(delta))
+        partial_sums = empty(n_blocks(self.batches.most_columns * delta.shape[1]), np.float64)
+        self.squares(delta, partial_sums)
+        return float(partial_sums.sum())
 
 
 def activation_forward(name: str, z: Any, bias: Any, a: Any) -> None:
     """Add the bias to z and write f(z) to `a`, which may be `z`."""
     n, width = z.shape
     template = (name, z.dtype.name)
-    _launch("activation_forward", template, z.size, z=z, bias=bias, a=a, n=n, width=width)
+    launch("activation_forward", template, z.size, z=z, bias=bias, a=a, n=n, width=width)
 
 
 def activation_backward(name: str, z: Any, a: Any, delta: Any) -> None:
     """Multiply `delta` by f'(z)."""
     template = (name, z.dtype.name)
-    _launch("activation_backward", template, z.size, z=z, a=a, delta=delta, n=z.size)
+    launch("activation_backward", template, z.size, z=z, a=a, delta=delta, n=z.size)
 
 
 def loss_gradient(
@@ -690,7 +615,7 @@ def loss_gradient(
     z: Any,
     targets: Targets,
     rows: Any,
-    first: int,
+    first: Any,
     weights: Any,
     parameter: float,
     scale: float,
@@ -698,28 +623,31 @@ def loss_gradient(
 ) -> Any:
     """Write `scale` times the derivatives to d; return the weighted sum of the batch's losses.
 
-    The sum is a float64 scalar on the device, see `read_scalar`.
+    The batch are the rows `first` and on, of the listed ones if there are any. The sum is a
+    float64 scalar on the device, see `read_scalar`.
     """
     n, n_outputs = z.shape
     n_threads = n if loss == "multinomial" else z.size
     if n_threads == 0:
         return 0.0
-    partial_sums = empty(_n_blocks(n_threads), np.float64)
+    total = empty(1, np.float64)
+    sums = {"partial_sums": empty(n_blocks(n_threads), np.float64), "total": total}
     batch = {"z": z, "n": n, "n_outputs": n_outputs, "rows": rows, "first": first}
     batch |= {"labels": targets.labels, "weights": weights, "scale": scale, "d": d}
+    batch |= {**sums, "arrivals": arrivals()}
     if loss == "multinomial":
         template: tuple[str, ...] = (z.dtype.name,)
-        _launch("multinomial_loss", template, n_threads, **batch, partial_sums=partial_sums)
+        launch("multinomial_loss", template, n_threads, **batch)
     else:
         template = (loss, z.dtype.name)
         batch |= {"values": targets.values, "parameter": parameter}
-        _launch("elementwise_loss", template, n_threads, **batch, partial_sums=partial_sums)
-    return _sum(partial_sums)
+        launch("elementwise_loss", template, n_threads, **batch)
+    return total[0]
 
 
-def dropout(a: Any, seed: int, stream: int, rate: float, out: Any) -> None:
+def dropout(a: Any, seed: int, stream: Any, rate: float, out: Any) -> None:
     """Silence a share `rate` of the units, scale up the rest; the same ones as on the CPU."""
-    _launch(
+    launch(
         "dropout",
         (a.dtype.name,),
         -(-a.size // 4),
@@ -737,19 +665,19 @@ def column_sums(a: Any, out: Any) -> None:
     """Write a.sum(axis=0) to `out`: chunks of rows first, then the sums of the chunks."""
     n, width = a.shape
     n_chunks = max(1, -(-n // _ROWS_PER_CHUNK))
-    tile_size = _tile_size(width)
+    lanes = tile_size(width)
     sums = out if n_chunks == 1 else empty((n_chunks, width), a.dtype)
-    _launch(
+    launch(
         "column_sums",
         (a.dtype.name,),
         width,
-        grid=(-(-width // tile_size), n_chunks),
+        grid=(-(-width // lanes), n_chunks),
         a=a,
         n=n,
         width=width,
         rows_per_chunk=_ROWS_PER_CHUNK,
         out=sums,
-        tile_size=tile_size,
+        tile_size=lanes,
     )
     if n_chunks > 1:
         column_sums(sums, out)
@@ -762,19 +690,21 @@ def dot(a: Any, b: Any) -> float:
 
 def squared_norm(a: Any) -> float:
     """Return the sum of squares, in float64; this waits for the device."""
-    return read_scalar(_sum(_squares(a))) if a.size else 0.0
+    if a.size == 0:
+        return 0.0
+    partial_sums = empty(n_blocks(a.size), np.float64)
+    _squares(a, partial_sums)
+    return float(partial_sums.sum())
 
 
-def _squares(a: Any) -> Any:
-    """Return the sums of squares of each block's part."""
-    partial_sums = empty(_n_blocks(a.size), np.float64)
-    _launch("squared_norm", (a.dtype.name,), a.size, a=a, n=a.size, partial_sums=partial_sums)
-    return partial_sums
+def _squares(a: Any, partial_sums: Any) -> None:
+    """Write the sums of squares of each block's part."""
+    launch("squared_norm", (a.dtype.name,), a.size, a=a, n=a.size, partial_sums=partial_sums)
 
 
 def prox(w: Any, step: Any, l1: float, l2: float, lower: float, upper: float) -> None:
     """Replace w by its prox under ``step * (l1, l2, box)``; one step size, or one a weight."""
-    _launch(
+    launch(
         "prox",
         (w.dtype.name,),
         len(w),
@@ -791,7 +721,7 @@ def prox(w: Any, step: Any, l1: float, l2: float, lower: float, upper: float) ->
 
 def prox_groups(w: Any, n_groups: int, width: int, threshold: float) -> None:
     """Shrink the norm of each run of `width` weights by `threshold`, down to zero."""
-    _launch(
+    launch(
         "prox_groups",
         (w.dtype.name,),
         n_groups,
@@ -805,14 +735,9 @@ def prox_groups(w: Any, n_groups: int, width: int, threshold: float) -> None:
 # Arrays.
 
 
-def empty(shape: Any, dtype: Any) -> Any:
-    """Return an uninitialised array."""
-    return _cupy().empty(shape, dtype=dtype)
-
-
 def asarray(array: Any, dtype: Any = None) -> Any:
     """Return `array` on this device."""
-    return _cupy().asarray(array, dtype=dtype, order="C")
+    return cupy().asarray(array, dtype=dtype, order="C")
 
 
 def read_scalar(value: Any) -> float:

@@ -24,6 +24,9 @@ CUPY_OPTIONS = ("--device-as-default-execution-space", "-ftz=true")
 
 FILES = ("cuda/rules.cu", "cuda/network.cu", "cuda/sparse.cu")
 
+#: Parameters that may move with the steps of a recording: each has a ``*_per_step`` beside it.
+MOVING = ("first", "stream", "step", "to", "batch")
+
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
 _KERNEL = re.compile(r"(?:template <([^>]*)>\s*)?__global__ void (\w+)\(([^)]*)\)")
 _PARAMETER = re.compile(r"(?:const )?(\w+)(\*?) (\w+)")

@@ -10,9 +10,38 @@ constexpr int block_size = 256, warp_size = 32;
 SKOPTIM_HD int64_t grid_begin() { return int64_t(blockIdx.x) * block_size + threadIdx.x; }
 SKOPTIM_HD int64_t grid_stride() { return int64_t(gridDim.x) * block_size; }
 
+// A number that may move with the steps of a recorded launch: `counter` holds how many were taken (null:
+// the number stands still).
+SKOPTIM_HD int64_t moved(int64_t offset, int64_t per_step, const int64_t* counter) {
+  return counter ? offset + per_step * *counter : offset;
+}
+
+// Sample i of a batch is row rows[first + i] of the data (first + i when rows is null).
+struct Batch {
+  const int64_t* rows;
+  int64_t first;
+  SKOPTIM_HD Batch(const int64_t* rows_, int64_t first_) : rows(rows_), first(first_) {}
+  SKOPTIM_HD int64_t row(int64_t i) const { return rows ? rows[first + i] : first + i; }
+};
+
+// Row and column of element e of a matrix; 32-bit division, several times as fast, where that is enough.
+struct Place {
+  int64_t row, column;
+  SKOPTIM_HD Place(int64_t e, int64_t width) {
+    if (e <= 0xffffffffLL) {
+      row = uint32_t(e) / uint32_t(width);
+      column = uint32_t(e) % uint32_t(width);
+    } else {
+      row = e / width;
+      column = e % width;
+    }
+  }
+};
+
 // The sum over the threads of a block, in an order that is always the same; valid in thread 0.
 SKOPTIM_HD double block_sum(double value) {
   __shared__ double of_warp[block_size / warp_size];
+  __syncthreads();  // An earlier sum may still be read.
   for (int offset = warp_size / 2; offset > 0; offset /= 2)
     value += __shfl_down_sync(~0u, value, offset);
   if (threadIdx.x % warp_size == 0) of_warp[threadIdx.x / warp_size] = value;
@@ -20,6 +49,29 @@ SKOPTIM_HD double block_sum(double value) {
   value = 0;
   for (int i = 0; i < block_size / warp_size; ++i) value += of_warp[i];
   return value;
+}
+
+// Writes the sum over all blocks to *total: the block that arrives last adds up what the others left, always in
+// the same order. `arrivals` is zero before, and again afterwards.
+SKOPTIM_HD void grid_sum(double value, double* partial_sums, uint32_t* arrivals, double* total) {
+  __shared__ bool is_last;
+  value = block_sum(value);
+  if (threadIdx.x == 0) {
+    partial_sums[blockIdx.x] = value;
+    __threadfence();
+    is_last = atomicAdd(arrivals, 1u) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  value = 0;
+  for (int64_t e = threadIdx.x; e < gridDim.x; e += block_size)
+    value += *(volatile double*)(partial_sums + e);
+  value = block_sum(value);
+  if (threadIdx.x == 0) {
+    *total = value;
+    *arrivals = 0;
+  }
 }
 
 // Neighbouring threads of one warp that share an item (a column or a row). `size` is a power of two

@@ -8,58 +8,56 @@
 
 SKOPTIM_BEGIN
 
-// Sample i of a batch is row rows[i] of the targets and weights (first + i when rows is null).
-SKOPTIM_HD int64_t source_row(const int64_t* rows, int64_t first, int64_t i) {
-  return rows ? rows[i] : first + i;
-}
-
-// Weighted losses, summed block by block into partial_sums; derivatives times `scale` into d unless
-// null. Class labels become -1 and +1: one output means "is class 1", several "is class k".
+// The sum of weighted losses into *total (see `grid_sum`); derivatives times `scale` into d unless null.
+// Class labels become -1 and +1: one output means "is class 1", several "is class k".
 template <class Loss, class T>
 __global__ void elementwise_loss(const T* z, int64_t n, int64_t n_outputs, const int32_t* labels,
                                  const T* values, const int64_t* rows, int64_t first,
-                                 const T* weights, T parameter, T scale, T* d,
-                                 double* partial_sums) {
-  double total = 0;
+                                 int64_t first_per_step, const int64_t* counter, const T* weights,
+                                 T parameter, T scale, T* d, double* partial_sums,
+                                 uint32_t* arrivals, double* total) {
+  const Batch batch(rows, moved(first, first_per_step, counter));
+  double sum = 0;
   for (int64_t e = grid_begin(); e < n * n_outputs; e += grid_stride()) {
-    const int64_t row = source_row(rows, first, e / n_outputs), k = e % n_outputs;
+    const Place place(e, n_outputs);
+    const int64_t row = batch.row(place.row), k = place.column;
     const T weight = weights ? weights[row] : T(1), score = z[e];
     T y;
     if (labels)
       y = labels[row] == (n_outputs == 1 ? 1 : k) ? T(1) : T(-1);
     else
       y = values[row * n_outputs + k];
-    total += double(weight) * double(Loss::value(score, y, parameter));
+    sum += double(weight) * double(Loss::value(score, y, parameter));
     if (d) d[e] = scale * weight * Loss::derivative(score, y, parameter);
   }
-  total = block_sum(total);
-  if (threadIdx.x == 0) partial_sums[blockIdx.x] = total;
+  grid_sum(sum, partial_sums, arrivals, total);
 }
 
 // The same for the cross-entropy of the softmax; one thread takes a row.
 template <class T>
 __global__ void multinomial_loss(const T* z, int64_t n, int64_t n_outputs, const int32_t* labels,
-                                 const int64_t* rows, int64_t first, const T* weights, T scale,
-                                 T* d, double* partial_sums) {
-  double total = 0;
+                                 const int64_t* rows, int64_t first, int64_t first_per_step,
+                                 const int64_t* counter, const T* weights, T scale, T* d,
+                                 double* partial_sums, uint32_t* arrivals, double* total) {
+  const Batch batch(rows, moved(first, first_per_step, counter));
+  double sum = 0;
   for (int64_t i = grid_begin(); i < n; i += grid_stride()) {
-    const int64_t row = source_row(rows, first, i);
+    const int64_t row = batch.row(i);
     const T weight = weights ? weights[row] : T(1);
     T* const gradient = d ? d + i * n_outputs : nullptr;
-    total += double(weight) *
-             double(softmax_cross_entropy(z + i * n_outputs, n_outputs, labels[row], gradient));
+    sum += double(weight) *
+           double(softmax_cross_entropy(z + i * n_outputs, n_outputs, labels[row], gradient));
     if (d)
       for (int64_t k = 0; k < n_outputs; ++k) gradient[k] *= scale * weight;
   }
-  total = block_sum(total);
-  if (threadIdx.x == 0) partial_sums[blockIdx.x] = total;
+  grid_sum(sum, partial_sums, arrivals, total);
 }
 
 // z += bias, a = f(z); a may be z.
 template <class Activation, class T>
 __global__ void activation_forward(T* z, const T* bias, T* a, int64_t n, int64_t width) {
   for (int64_t e = grid_begin(); e < n * width; e += grid_stride()) {
-    const T input = z[e] + bias[e % width];
+    const T input = z[e] + bias[Place(e, width).column];
     z[e] = input;
     a[e] = Activation::value(input);
   }
@@ -74,10 +72,11 @@ __global__ void activation_backward(const T* z, const T* a, T* delta, int64_t n)
 
 // One thread draws the four words that decide over four neighbouring units, as `survives` does.
 template <class T>
-__global__ void dropout(const T* a, int64_t n, uint64_t seed, uint64_t stream, uint32_t threshold,
-                        T scale, T* out) {
+__global__ void dropout(const T* a, int64_t n, uint64_t seed, int64_t stream, int64_t stream_per_step,
+                        const int64_t* counter, uint32_t threshold, T scale, T* out) {
+  const uint64_t own_stream = uint64_t(moved(stream, stream_per_step, counter));
   for (int64_t quad = grid_begin(); quad * 4 < n; quad += grid_stride()) {
-    const Philox bits = philox(seed, stream, uint64_t(quad));
+    const Philox bits = philox(seed, own_stream, uint64_t(quad));
     for (int j = 0; j < 4; ++j) {
       const int64_t e = quad * 4 + j;
       if (e < n) out[e] = bits.word[j] < threshold ? a[e] * scale : T(0);
@@ -86,9 +85,22 @@ __global__ void dropout(const T* a, int64_t n, uint64_t seed, uint64_t stream, u
 }
 
 template <class T>
-__global__ void gather_rows(const T* x, int64_t width, const int64_t* rows, int64_t n, T* out) {
-  for (int64_t e = grid_begin(); e < n * width; e += grid_stride())
-    out[e] = x[rows[e / width] * width + e % width];
+__global__ void gather_rows(const T* x, int64_t width, const int64_t* rows, int64_t first,
+                            int64_t first_per_step, const int64_t* counter, int64_t n, T* out) {
+  const Batch batch(rows, moved(first, first_per_step, counter));
+  for (int64_t e = grid_begin(); e < n * width; e += grid_stride()) {
+    const Place place(e, width);
+    out[e] = x[batch.row(place.row) * width + place.column];
+  }
+}
+
+// The end of a recorded step: adds its loss to the sum, and counts it, in its block and overall.
+__global__ void advance(const double* loss, double* sum, int64_t* counters) {
+  if (grid_begin() == 0) {
+    *sum += *loss;
+    counters[0] += 1;
+    counters[1] += 1;
+  }
 }
 
 // Block (x, y) sums a tile of columns over the y-th chunk of rows into out (n_chunks, width).

@@ -3,6 +3,7 @@
 #include "../owed.hpp"
 #include "../rules.hpp"
 #include "grid.cuh"
+#include "sparse.cuh"
 
 SKOPTIM_BEGIN
 
@@ -47,10 +48,11 @@ SKOPTIM_HD void shrink_group(T* w, int64_t width, const Scalars<Rule, T>& k) {
 // n_columns * width parameters belong to.
 template <class Rule, class T>
 __global__ void apply(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit,
-                      const T* g, const T* gradient_scale, const T* row, int64_t begin, int64_t end,
+                      const T* g, const T* gradient_scale, const T* rows, int64_t row_width, int64_t step,
+                      int64_t step_per_step, const int64_t* counter, int64_t begin, int64_t end,
                       int64_t n_penalised, int64_t n_columns, int64_t width) {
   const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
-  const Scalars<Rule, T> k(row);
+  const Scalars<Rule, T> k(rows + moved(step, step_per_step, counter) * row_width);
   const Common<T> intercept = unpenalised(k.common);
   const T scale = gradient_scale ? *gradient_scale : T(1);
   for (int64_t i = begin + grid_begin(); i < end; i += grid_stride()) {
@@ -65,8 +67,10 @@ __global__ void apply(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, co
 
 // The group penalty of a step, after `apply` to the same coefficients.
 template <class UniformRule, class T>
-__global__ void shrink_groups(T* w, double* average, const T* row, int64_t n_groups, int64_t width) {
-  const Scalars<UniformRule, T> k(row);
+__global__ void shrink_groups(T* w, double* average, const T* rows, int64_t row_width, int64_t step,
+                              int64_t step_per_step, const int64_t* counter, int64_t n_groups,
+                              int64_t width) {
+  const Scalars<UniformRule, T> k(rows + moved(step, step_per_step, counter) * row_width);
   for (int64_t j = grid_begin(); j < n_groups; j += grid_stride()) {
     shrink_group(w + j * width, width, k);
     if (average)
@@ -74,21 +78,27 @@ __global__ void shrink_groups(T* w, double* average, const T* row, int64_t n_gro
   }
 }
 
-// One step of the given columns (runs of `width` coefficients), gradients (n, width).
+// One step of the columns of a batch (runs of `width` coefficients); their gradients are sums of
+// `segment_sums`, see sparse.cuh.
 template <class Rule, class T>
 __global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* average,
-                              const T* unit, const int64_t* columns, int64_t n, int64_t width, const T* g,
-                              const T* gradient_scale, const T* row, int32_t* paid, int32_t step,
-                              int32_t tile_size) {
+                              const T* unit, const int32_t* columns, const int32_t* column_segments,
+                              const int32_t* batch_columns, const int32_t* batch_segments, int64_t batch,
+                              int64_t batch_per_step, int64_t width, const T* sums, const T* gradient_scale,
+                              const T* rows, int64_t row_width, int32_t* paid, int64_t step,
+                              int64_t step_per_step, const int64_t* counter, int32_t tile_size) {
   const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
   const T scale = gradient_scale ? *gradient_scale : T(1);
+  const int64_t now = moved(step, step_per_step, counter);
+  const BatchColumns own(column_segments, batch_columns, batch_segments, moved(batch, batch_per_step, counter));
+  const Scalars<Rule, T> common(rows + now * row_width);
   const Tile tile(tile_size);
-  for (int64_t j = tile.begin; j < n; j += tile.stride) {
-    const int64_t begin = columns[j] * width;
-    const Scalars<Rule, T> k = Scalars<Rule, T>(row).with_unit(p.unit_of(columns[j]));
+  for (int64_t j = own.begin + tile.begin; j < own.end; j += tile.stride) {
+    const int64_t column = columns[j], begin = column * width;
+    const Scalars<Rule, T> k = common.with_unit(p.unit_of(column));
     for (int64_t i = tile.lane; i < width; i += tile.size) {
       Cell<Rule, T> cell(p, begin + i);
-      update<Rule>(cell.w, scale * g[j * width + i], cell.s, k.common, k.own);
+      update<Rule>(cell.w, scale * own.gradient(sums, j, width, i), cell.s, k.common, k.own);
       cell.store();
     }
     if constexpr (Rule::uniform)
@@ -100,7 +110,7 @@ __global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* ave
     if (average)
       for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size)
         average[i] += double(k.common.average) * w[i];
-    if (tile.lane == 0) paid[columns[j]] = step + 1;
+    if (tile.lane == 0) paid[column] = int32_t(now + 1);
   }
 }
 
@@ -135,38 +145,42 @@ SKOPTIM_HD void pay_group(const Parameters<T>& p, const Tile& tile, int64_t begi
   }
 }
 
-// Pays columns[j] (all n columns when null) the idle steps paid[column]..to.
+// Pays the columns of a batch (all n_columns when null) the idle steps paid[column]..to.
 template <class Rule, class T>
 __global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* average,
-                            const T* unit, const int64_t* columns, int64_t n, int64_t width, const T* rows,
-                            int64_t row_width, const double* decay, const double* threshold,
-                            const double* averaged, const double* highest_rate,
-                            const int32_t* closed_idle, int32_t* paid,
-                            int32_t to, int32_t tile_size) {
+                            const T* unit, const int32_t* columns, const int32_t* batch_columns,
+                            int64_t batch, int64_t batch_per_step, int64_t n_columns, int64_t width,
+                            const T* rows, int64_t row_width, const double* decay, const double* threshold,
+                            const double* averaged, const double* highest_rate, const int32_t* closed_idle,
+                            int32_t* paid, int64_t to, int64_t to_per_step, const int64_t* counter,
+                            int32_t tile_size) {
   const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
   const Steps<T> steps{rows,     row_width,         decay,             threshold,
                        averaged, highest_rate,      *closed_idle != 0, average != nullptr};
   const bool grouped = load_common(rows).group_l1 > T(0);
+  const int32_t now = int32_t(moved(to, to_per_step, counter));
+  const int64_t own = moved(batch, batch_per_step, counter);
+  const int64_t first = columns ? batch_columns[own] : 0, end = columns ? batch_columns[own + 1] : n_columns;
   const Tile tile(tile_size);
-  for (int64_t j = tile.begin; j < n; j += tile.stride) {
+  for (int64_t j = first + tile.begin; j < end; j += tile.stride) {
     const int64_t column = columns ? columns[j] : j, begin = column * width;
     // Only the first lane touches the ledger, so that no lane can see it changed already.
     int32_t from = 0;
     if (tile.lane == 0) {
       from = paid[column];
-      paid[column] = to;
+      paid[column] = now;
     }
     from = tile.broadcast(from);
-    if (from >= to) continue;
+    if (from >= now) continue;
     if constexpr (Rule::uniform)
       if (grouped) {
-        pay_group<Rule>(p, tile, begin, width, steps, from, to);
+        pay_group<Rule>(p, tile, begin, width, steps, from, now);
         continue;
       }
     for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size) {
       Cell<Rule, T> cell(p, i);
       double sum = average ? average[i] : 0.0;
-      pay<Rule>(cell.w, cell.s, &sum, p.unit_of(column), steps, from, to);
+      pay<Rule>(cell.w, cell.s, &sum, p.unit_of(column), steps, from, now);
       cell.store();
       if (average) average[i] = sum;
     }

@@ -1,0 +1,184 @@
+"""Launching our kernels: compiled when first needed, with arguments by name.
+
+CuPy is imported when first needed, compiles through NVRTC and keeps kernels on disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from skoptim._devices import is_cuda_array, kernel_sources
+
+BLOCK_SIZE = 256  # block_size in grid.cuh
+WARP_SIZE = 32
+MOST_BLOCKS = 1024
+
+
+@cache
+def cupy() -> Any:
+    """Return the module, or say how to install it."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise ImportError(
+            'device="cuda" needs CuPy: pip install "skoptim[cuda12]", or "skoptim[cuda13]" with a '
+            'CUDA 13 driver; or use device="cpu".'
+        ) from error
+    return cupy
+
+
+@dataclass(frozen=True)
+class Moving:
+    """An integer that moves with recorded steps: offset + per_step * (number of steps so far).
+
+    The number of steps lies on the device, in `counter` of shape (1,), where a kernel reads it.
+    `overall` is the same, if known, counted from the beginning of the training.
+    """
+
+    offset: int
+    per_step: int
+    counter: Any
+    overall: Moving | None = None
+
+    def __add__(self, other: int) -> Moving:
+        return Moving(self.offset + other, self.per_step, self.counter)
+
+    def __mul__(self, other: int) -> Moving:
+        return Moving(self.offset * other, self.per_step * other, self.counter)
+
+    def __floordiv__(self, other: int) -> Moving:
+        if self.offset % other or self.per_step % other:
+            raise ValueError(f"{self} is not always a multiple of {other}")
+        return Moving(self.offset // other, self.per_step // other, self.counter)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+@dataclass(frozen=True)
+class _Launcher:
+    """A compiled kernel that takes its arguments by name, in the types that its source declares."""
+
+    kernel: Any
+    parameters: tuple[tuple[str, bool, np.dtype], ...]
+
+    def __call__(self, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        given = _spread(arguments)
+        if unknown := given.keys() - {parameter for parameter, _, _ in self.parameters}:
+            raise TypeError(f"{self.kernel} has no parameters {sorted(unknown)}")
+        values = [
+            _array_argument(parameter, given[parameter], dtype)
+            if is_array
+            else dtype.type(given[parameter])
+            for parameter, is_array, dtype in self.parameters
+        ]
+        self.kernel(grid, (BLOCK_SIZE,), tuple(values))
+
+
+def _spread(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Give each number that may move as offset and change per step; one counter serves all."""
+    spread = dict(arguments)
+    counter = None
+    for name, value in arguments.items():
+        if name in kernel_sources.MOVING:
+            moves = isinstance(value, Moving)
+            spread[name] = value.offset if moves else value
+            spread[name + "_per_step"] = value.per_step if moves else 0
+            counter = value.counter if moves else counter
+            spread["counter"] = counter
+    return spread
+
+
+def _array_argument(parameter: str, array: Any, dtype: np.dtype) -> Any:
+    """Check what a kernel would read through blindly; None is a null pointer."""
+    if array is None:
+        return np.intp(0)
+    if not is_cuda_array(array) or array.dtype != dtype or not array.flags.c_contiguous:
+        raise ValueError(f"{parameter} must be a contiguous {dtype} array on the device")
+    return array
+
+
+@cache
+def _launcher(kernel_name: str, template: tuple[str, ...]) -> _Launcher:
+    """Compile one instantiation, or take it from CuPy's cache on disk."""
+    kernel = kernel_sources.kernels()[kernel_name]
+    expression = kernel.expression(*template)
+    module = cupy().RawModule(
+        code=kernel_sources.source(kernel.file),
+        options=kernel_sources.OPTIONS,
+        name_expressions=(expression,),
+    )
+    named = dict(zip(kernel.template, template, strict=True))
+    types = {"double": "float64", "int64_t": "int64", "int32_t": "int32"}
+    types |= {"uint64_t": "uint64", "uint32_t": "uint32"} | named
+    return _Launcher(
+        module.get_function(expression),
+        tuple((p.name, p.is_array, np.dtype(types[p.type])) for p in kernel.parameters),
+    )
+
+
+def launch(
+    kernel: str, template: tuple[str, ...], n_threads: int, /, *, grid: Any = None, **arguments: Any
+) -> None:
+    """Run a kernel on about `n_threads` threads; its arguments go by name."""
+    if n_threads > 0:
+        _launcher(kernel, template)(grid or (n_blocks(n_threads),), arguments)
+
+
+def n_blocks(n_threads: int) -> int:
+    """Return the size of the grid; from the work alone, so that sums repeat on any device."""
+    return min(-(-n_threads // BLOCK_SIZE), MOST_BLOCKS)
+
+
+def tile_size(width: int) -> int:
+    """Return how many threads share an item of that width: a power of two up to a warp."""
+    return min(WARP_SIZE, 1 << max(width - 1, 0).bit_length())
+
+
+# Memory.
+
+
+class _OfThread(threading.local):
+    """What calls of one thread share; the device runs them one after the other."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] | None = None
+        self.arrivals: dict[int, Any] = {}
+
+
+_of_thread = _OfThread()
+
+
+def empty(shape: Any, dtype: Any) -> Any:
+    """Return an uninitialised array."""
+    array = cupy().empty(shape, dtype=dtype)
+    if _of_thread.kept is not None:
+        _of_thread.kept.append(array)
+    return array
+
+
+@contextmanager
+def keeping() -> Iterator[list[Any]]:
+    """Keep every array that `empty` makes meanwhile in the list that this gives.
+
+    Recorded launches go on using them, so their memory must not serve for anything else.
+    """
+    outer, _of_thread.kept = _of_thread.kept, []
+    try:
+        yield _of_thread.kept
+    finally:
+        _of_thread.kept = outer
+
+
+def arrivals() -> Any:
+    """Return the counter of `grid_sum`, zero between launches."""
+    device = cupy().cuda.runtime.getDevice()
+    if device not in _of_thread.arrivals:
+        _of_thread.arrivals[device] = cupy().zeros(1, dtype=np.uint32)
+    return _of_thread.arrivals[device]
