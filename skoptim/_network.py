@@ -308,19 +308,22 @@ class Network:
             delta,
         )
         for i in reversed(range(self.n_layers)):
-            if self.fit_intercept:
-                device.column_sums(delta, gradient.intercepts[i])
-            else:
-                gradient.intercepts[i].fill(0)
+            with device.aside(1):
+                if self.fit_intercept:
+                    device.column_sums(delta, gradient.intercepts[i])
+                else:
+                    gradient.intercepts[i].fill(0)
             if i == 0 and first_layer is not None:
                 first_layer.delta = delta
             elif i == 0 and data.X.is_sparse:
                 device.csr_gradient(data.X, batch.rows, batch.first, delta, gradient.coefs[0])
             else:
-                below = self._layer_input(i, inputs, n, dropout_key)
-                device.matmul(below.T, delta, gradient.coefs[i])
+                with device.aside(2):
+                    below = self._layer_input(i, inputs, n, dropout_key)
+                    device.matmul(below.T, delta, gradient.coefs[i])
             if i > 0:
                 delta = self._back(i, delta, views, n, dropout_key)
+        device.join()
         return loss
 
     def _layer_input(self, i: int, inputs: Any, n: int, dropout_key: Any) -> Any:

@@ -107,6 +107,7 @@ class Trainer:
         self._epochs_without_improvement = 0
         self._optimality = 0.0
         self._buffers: dict[str, Any] = {}
+        self._drawn: dict[int, Any] = {}
 
     def run(self) -> None:
         """Train until convergence, early stopping, a callback's word, or `max_iter` epochs.
@@ -172,6 +173,7 @@ class Trainer:
         self.data = Dataset(None)
         self.validation = self.on_epoch = self._best_weights = None
         self._buffers.clear()
+        self._drawn.clear()
         return self
 
     # Before the first epoch.
@@ -313,10 +315,16 @@ class Trainer:
         rows = self.data.rows
         if not self.options.shuffle:
             return rows
-        key = [int(self.state.carries["seed"]), int(self.state.carries.get("epoch", 0))]
-        generator = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
+        epoch = int(self.state.carries.get("epoch", 0))
+        drawn = self._drawn.pop(epoch, None)
+        return self._draw(epoch) if drawn is None else drawn
+
+    def _draw(self, epoch: int) -> Any:
+        """Return the shuffled rows of an epoch."""
+        key = np.array([int(self.state.carries["seed"]), epoch], dtype=np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key))
         order = self.device.asarray(generator.permutation(self.data.n_samples))
-        return order if rows is None else rows[order]
+        return order if self.data.rows is None else self.data.rows[order]
 
     def _block(self, order: Any, part: slice, n_steps: int) -> float:
         """Take the steps of one block of prepared scalars; return the sum of the losses."""
@@ -400,7 +408,8 @@ class Trainer:
             updater.restart(rows)
             name = f"recording from {first}"
             if moved:
-                self._buffers.pop(name, None)
+                for old in [key for key in self._buffers if key.startswith("recording")]:
+                    del self._buffers[old]
             recording = self._buffer(name, self.device.Recording)
             recording.start(self.state.step)
         else:
@@ -425,7 +434,14 @@ class Trainer:
             raise
         if self._lazy:
             updater.settle(scalars.n_steps)
-        return self.device.read_scalar(loss if recording is None else recording.loss)
+        if recording is None:
+            return self.device.read_scalar(loss)
+        is_last = part.stop >= self.data.n_samples
+        if is_last and self.options.shuffle and self.n_iter + 1 < self.options.max_iter:
+            # The device is busy yet with what it was given.
+            following = int(self.state.carries.get("epoch", 0)) + 1
+            self._drawn[following] = self._draw(following)
+        return self.device.read_scalar(recording.loss)
 
     @property
     def _is_recorded(self) -> bool:

@@ -39,6 +39,7 @@ IN_DOUBLE = {
     "squared_norm",
     "gradient_squares",
     "clipping_scale",
+    "dot",
     "advance",
 }
 # These add the weights that are averaged to a sum in double, and do nothing else in it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,15 @@ def loss_gradient(
     """
     taken = _taken(rows, first, len(z))
     return core.loss_gradient(loss, z, targets, *taken, weights, parameter, scale, d)
+
+
+def aside(side: int) -> AbstractContextManager:
+    """Return a context of what may run beside what follows; here it runs first."""
+    return nullcontext()
+
+
+def join() -> None:
+    """Wait for what runs aside: nothing does."""
 
 
 def empty(shape: Any, dtype: Any) -> np.ndarray:

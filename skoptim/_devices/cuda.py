@@ -18,22 +18,24 @@ from skoptim._devices.batches import Batches, ByColumns
 from skoptim._devices.cuda_launch import (
     WARP_SIZE,
     arrivals,
+    aside,
     cupy,
     empty,
+    join,
     launch,
     n_blocks,
     tile_size,
 )
 from skoptim._devices.cuda_recording import Recording
 
-__all__ = ["Recording"]
+__all__ = ["Recording", "aside", "join"]
 
 name = "cuda"
 #: What batch_size="auto" means for a linear model: a step costs about the same up to thousands of
 #: samples, and one sample a step would leave the device idle.
 LINEAR_BATCH_SIZE = 1024
 
-_ROWS_PER_CHUNK = 512  # of a column sum
+_ROWS_PER_CHUNK, _COLUMNS_PER_BLOCK = 512, 8  # of a column sum
 _ROWS_PER_PART = 4096  # of a look at all of a dense matrix
 _GROUP_L1 = 3  # the column of group_l1 in a row of prepared scalars
 
@@ -470,13 +472,14 @@ def gather_rows(x: Any, rows: Any, first: Any, out: Any) -> None:
     launch(
         "gather_rows",
         (x.dtype.name,),
-        out.size,
+        n * tile_size(width),
         x=x,
         width=width,
         rows=rows,
         first=first,
         n=n,
         out=out,
+        tile_size=tile_size(width),
     )
 
 
@@ -627,21 +630,22 @@ def loss_gradient(
     float64 scalar on the device, see `read_scalar`.
     """
     n, n_outputs = z.shape
-    n_threads = n if loss == "multinomial" else z.size
-    if n_threads == 0:
+    if z.size == 0:
         return 0.0
-    total = empty(1, np.float64)
-    sums = {"partial_sums": empty(n_blocks(n_threads), np.float64), "total": total}
+    lanes = tile_size(n_outputs)
+    n_threads = n * lanes if loss == "multinomial" else z.size
+    grid = (n_blocks(n_threads),)
+    partial_sums, total = empty(grid, np.float64), empty(1, np.float64)
     batch = {"z": z, "n": n, "n_outputs": n_outputs, "rows": rows, "first": first}
     batch |= {"labels": targets.labels, "weights": weights, "scale": scale, "d": d}
-    batch |= {**sums, "arrivals": arrivals()}
+    batch |= {"partial_sums": partial_sums, "arrivals": arrivals(), "total": total}
     if loss == "multinomial":
         template: tuple[str, ...] = (z.dtype.name,)
-        launch("multinomial_loss", template, n_threads, **batch)
+        launch("multinomial_loss", template, n_threads, grid=grid, **batch, tile_size=lanes)
     else:
         template = (loss, z.dtype.name)
         batch |= {"values": targets.values, "parameter": parameter}
-        launch("elementwise_loss", template, n_threads, **batch)
+        launch("elementwise_loss", template, n_threads, grid=grid, **batch)
     return total[0]
 
 
@@ -665,7 +669,7 @@ def column_sums(a: Any, out: Any) -> None:
     """Write a.sum(axis=0) to `out`: chunks of rows first, then the sums of the chunks."""
     n, width = a.shape
     n_chunks = max(1, -(-n // _ROWS_PER_CHUNK))
-    lanes = tile_size(width)
+    lanes = min(tile_size(width), _COLUMNS_PER_BLOCK)
     sums = out if n_chunks == 1 else empty((n_chunks, width), a.dtype)
     launch(
         "column_sums",
@@ -685,21 +689,34 @@ def column_sums(a: Any, out: Any) -> None:
 
 def dot(a: Any, b: Any) -> float:
     """Return the sum of a * b over all entries, in float64; this waits for the device."""
-    return float((a.astype(np.float64) * b).sum())
+    if a.size == 0:
+        return 0.0
+    grid = (n_blocks(a.size),)
+    partial_sums, total = empty(grid, np.float64), empty(1, np.float64)
+    launch(
+        "dot",
+        (a.dtype.name,),
+        a.size,
+        grid=grid,
+        a=a,
+        b=b,
+        n=a.size,
+        partial_sums=partial_sums,
+        arrivals=arrivals(),
+        total=total,
+    )
+    return float(total[0])
 
 
 def squared_norm(a: Any) -> float:
     """Return the sum of squares, in float64; this waits for the device."""
-    if a.size == 0:
-        return 0.0
-    partial_sums = empty(n_blocks(a.size), np.float64)
-    _squares(a, partial_sums)
-    return float(partial_sums.sum())
+    return dot(a, a)
 
 
 def _squares(a: Any, partial_sums: Any) -> None:
     """Write the sums of squares of each block's part."""
-    launch("squared_norm", (a.dtype.name,), a.size, a=a, n=a.size, partial_sums=partial_sums)
+    grid = (len(partial_sums),)
+    launch("squared_norm", (a.dtype.name,), 1, grid=grid, a=a, n=a.size, partial_sums=partial_sums)
 
 
 def prox(w: Any, step: Any, l1: float, l2: float, lower: float, upper: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from skoptim._devices.cuda_launch import cupy
+from skoptim._devices.cuda_launch import cupy, current_side
 
 # What cuBLAS recommends for Hopper; earlier devices want less.
 _WORKSPACE_BYTES = 32 * 2**20
@@ -24,7 +24,7 @@ _TF32 = 3  # CUBLAS_TF32_TENSOR_OP_MATH
 
 class _Workspaces(threading.local):
     def __init__(self) -> None:
-        self.of_device: dict[int, Any] = {}
+        self.found: dict[tuple[int, int], Any] = {}
 
 
 _workspaces = _Workspaces()
@@ -53,12 +53,13 @@ def _call(function: str, *arguments: Any) -> None:
 
 def _handle() -> ctypes.c_void_p:
     """Return this thread's handle, on the current stream, with our workspace."""
-    device = cupy().cuda.runtime.getDevice()
+    # Products that may run beside one another need workspaces of their own.
+    key = cupy().cuda.runtime.getDevice(), current_side()
     handle = ctypes.c_void_p(cupy().cuda.device.get_cublas_handle())
-    workspace = _workspaces.of_device.get(device)
+    workspace = _workspaces.found.get(key)
     if workspace is None:
         workspace = cupy().empty(_WORKSPACE_BYTES, dtype=np.uint8)
-        _workspaces.of_device[device] = workspace
+        _workspaces.found[key] = workspace
         if os.environ.get("CUPY_TF32") == "1":
             _call("cublasSetMathMode", handle, _TF32)
     # In this order: a new stream brings the default workspace back.

@@ -126,13 +126,13 @@ def _launcher(kernel_name: str, template: tuple[str, ...]) -> _Launcher:
 def launch(
     kernel: str, template: tuple[str, ...], n_threads: int, /, *, grid: Any = None, **arguments: Any
 ) -> None:
-    """Run a kernel on about `n_threads` threads; its arguments go by name."""
+    """Run a kernel on `n_threads` threads, or on a grid of blocks; its arguments go by name."""
     if n_threads > 0:
-        _launcher(kernel, template)(grid or (n_blocks(n_threads),), arguments)
+        _launcher(kernel, template)(grid or (-(-n_threads // BLOCK_SIZE),), arguments)
 
 
 def n_blocks(n_threads: int) -> int:
-    """Return the size of the grid; from the work alone, so that sums repeat on any device."""
+    """Return how many blocks sum up; from the work alone, so that sums repeat on any device."""
     return min(-(-n_threads // BLOCK_SIZE), MOST_BLOCKS)
 
 
@@ -149,6 +149,9 @@ class _OfThread(threading.local):
 
     def __init__(self) -> None:
         self.kept: list[Any] | None = None
+        self.sides: dict[int, Any] = {}
+        self.waiting: set[int] = set()
+        self.side = 0
         self.arrivals: dict[int, Any] = {}
 
 
@@ -182,3 +185,51 @@ def arrivals() -> Any:
     if device not in _of_thread.arrivals:
         _of_thread.arrivals[device] = cupy().zeros(1, dtype=np.uint32)
     return _of_thread.arrivals[device]
+
+
+# Launches beside one another.
+
+
+@contextmanager
+def aside(side: int) -> Iterator[None]:
+    """While a step is recorded, let what is launched here run beside what follows, until `join`.
+
+    There are two such sides, 1 and 2; on each, launches run in their order.
+    """
+    if not _of_thread.sides:
+        yield
+        return
+    stream = _of_thread.sides[side]
+    stream.wait_event(cupy().cuda.get_current_stream().record())
+    _of_thread.waiting.add(side)
+    _of_thread.side = side
+    try:
+        with stream:
+            yield
+    finally:
+        _of_thread.side = 0
+
+
+def join() -> None:
+    """Let what follows wait for all that was launched aside."""
+    for side in sorted(_of_thread.waiting):
+        cupy().cuda.get_current_stream().wait_event(_of_thread.sides[side].record())
+    _of_thread.waiting.clear()
+
+
+def current_side() -> int:
+    """Return which side is launched on; 0 for none."""
+    return _of_thread.side
+
+
+@contextmanager
+def recorded_on(stream: Any) -> Iterator[None]:
+    """Record launches on a stream, and what is launched aside with them."""
+    new = cupy().cuda.Stream
+    with stream:
+        _of_thread.sides = {side: new(non_blocking=True) for side in (1, 2)}
+        try:
+            yield
+        finally:
+            _of_thread.sides = {}
+            _of_thread.waiting.clear()

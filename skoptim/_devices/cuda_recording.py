@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from skoptim._devices.cuda_launch import Moving, cupy, keeping, launch
+from skoptim._devices.cuda_launch import Moving, cupy, keeping, launch, recorded_on
 
 Take = Callable[[Any, int], Any]
 
@@ -63,7 +63,7 @@ class Recording:
         stream = cupy().cuda.Stream(non_blocking=True)
         overall = Moving(0, 1, self._counters[1:])
         step = Moving(0, 1, self._counters[:1], overall)
-        with stream, keeping() as self._kept:
+        with recorded_on(stream), keeping() as self._kept:
             stream.begin_capture()
             try:
                 loss = take(step, n)

@@ -160,7 +160,11 @@ class LBFGS(FullBatchOptimizer):
         pairs: Iterable = zip(steps, changes, strict=True)
         if objective.has_l1:
             free = (w != 0) | (gradient != 0)
-            pairs = ((s * free, y * free) for s, y in pairs)
+            parts = ((s * free, y * free) for s, y in pairs)
+            pairs = ((s, y, _curvature(s, y)) for s, y in parts)
+        else:
+            # These were trusted when they were remembered.
+            pairs = ((s, y, device.dot(s, y)) for s, y in pairs)
         direction = -_inverse_hessian_product(gradient, pairs)
         search = _search_orthant if objective.has_l1 else _search_line
         return search(
@@ -292,11 +296,13 @@ def _search_orthant(
     return None
 
 
-def _inverse_hessian_product(vector: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
-    """Return H @ vector by the two-loop recursion (Nocedal and Wright, algorithm 7.4)."""
+def _inverse_hessian_product(vector: Any, pairs: Iterable[tuple[Any, Any, float]]) -> Any:
+    """Return H @ vector by the two-loop recursion (Nocedal and Wright, algorithm 7.4).
+
+    Pairs are steps and changes of the gradient, with their product.
+    """
     device = device_of(vector)
-    known = [(s, y, _curvature(s, y)) for s, y in pairs]
-    known = [pair for pair in known if pair[2] > 0.0]
+    known = [pair for pair in pairs if pair[2] > 0.0]
     if not known:
         return vector
     coefficients = []

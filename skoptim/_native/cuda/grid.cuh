@@ -87,6 +87,18 @@ struct Tile {
   }
   SKOPTIM_HD void sync() const { __syncwarp(mask); }
   SKOPTIM_HD bool all(bool condition) const { return __all_sync(mask, condition); }
+  // Of all lanes' values, for each of them.
+  template <class T>
+  SKOPTIM_HD T sum(T value) const {
+    for (int offset = size / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(mask, value, offset, size);
+    return value;
+  }
+  template <class T>
+  SKOPTIM_HD T largest(T value) const {
+    for (int offset = size / 2; offset > 0; offset /= 2)
+      value = larger(value, __shfl_xor_sync(mask, value, offset, size));
+    return value;
+  }
   SKOPTIM_HD int32_t broadcast(int32_t value) const { return __shfl_sync(mask, value, 0, size); }
 };
 

@@ -33,22 +33,31 @@ __global__ void elementwise_loss(const T* z, int64_t n, int64_t n_outputs, const
   grid_sum(sum, partial_sums, arrivals, total);
 }
 
-// The same for the cross-entropy of the softmax; one thread takes a row.
+// The same for the cross-entropy of the softmax, as `softmax_cross_entropy` has it; a tile takes a row.
 template <class T>
 __global__ void multinomial_loss(const T* z, int64_t n, int64_t n_outputs, const int32_t* labels,
                                  const int64_t* rows, int64_t first, int64_t first_per_step,
                                  const int64_t* counter, const T* weights, T scale, T* d,
-                                 double* partial_sums, uint32_t* arrivals, double* total) {
+                                 double* partial_sums, uint32_t* arrivals, double* total,
+                                 int32_t tile_size) {
   const Batch batch(rows, moved(first, first_per_step, counter));
+  const Tile tile(tile_size);
   double sum = 0;
-  for (int64_t i = grid_begin(); i < n; i += grid_stride()) {
-    const int64_t row = batch.row(i);
+  for (int64_t i = tile.begin; i < n; i += tile.stride) {
+    const int64_t row = batch.row(i), label = labels[row];
     const T weight = weights ? weights[row] : T(1);
-    T* const gradient = d ? d + i * n_outputs : nullptr;
-    sum += double(weight) *
-           double(softmax_cross_entropy(z + i * n_outputs, n_outputs, labels[row], gradient));
+    const T* const score = z + i * n_outputs;
+    T top = score[0], partition = T(0);
+    for (int64_t k = tile.lane; k < n_outputs; k += tile.size) top = larger(top, score[k]);
+    top = tile.largest(top);
+    for (int64_t k = tile.lane; k < n_outputs; k += tile.size) partition += math::exp(score[k] - top);
+    partition = tile.sum(partition);
+    if (tile.lane == 0)
+      sum += double(weight) * double(math::log(partition) + top - score[label]);
     if (d)
-      for (int64_t k = 0; k < n_outputs; ++k) gradient[k] *= scale * weight;
+      for (int64_t k = tile.lane; k < n_outputs; k += tile.size)
+        d[i * n_outputs + k] =
+            (math::exp(score[k] - top) / partition - (k == label ? T(1) : T(0))) * (scale * weight);
   }
   grid_sum(sum, partial_sums, arrivals, total);
 }
@@ -58,7 +67,7 @@ template <class Activation, class T>
 __global__ void activation_forward(T* z, const T* bias, T* a, int64_t n, int64_t width) {
   for (int64_t e = grid_begin(); e < n * width; e += grid_stride()) {
     const T input = z[e] + bias[Place(e, width).column];
-    z[e] = input;
+    if (z != a) z[e] = input;
     a[e] = Activation::value(input);
   }
 }
@@ -86,12 +95,23 @@ __global__ void dropout(const T* a, int64_t n, uint64_t seed, int64_t stream, in
 
 template <class T>
 __global__ void gather_rows(const T* x, int64_t width, const int64_t* rows, int64_t first,
-                            int64_t first_per_step, const int64_t* counter, int64_t n, T* out) {
+                            int64_t first_per_step, const int64_t* counter, int64_t n, T* out,
+                            int32_t tile_size) {
   const Batch batch(rows, moved(first, first_per_step, counter));
-  for (int64_t e = grid_begin(); e < n * width; e += grid_stride()) {
-    const Place place(e, width);
-    out[e] = x[batch.row(place.row) * width + place.column];
+  const Tile tile(tile_size);
+  for (int64_t i = tile.begin; i < n; i += tile.stride) {
+    const T* const from = x + batch.row(i) * width;
+    for (int64_t k = tile.lane; k < width; k += tile.size) out[i * width + k] = from[k];
   }
+}
+
+// partial_sums of a dot product, and its sum.
+template <class T>
+__global__ void dot(const T* a, const T* b, int64_t n, double* partial_sums, uint32_t* arrivals,
+                    double* total) {
+  double sum = 0;
+  for (int64_t e = grid_begin(); e < n; e += grid_stride()) sum += double(a[e]) * double(b[e]);
+  grid_sum(sum, partial_sums, arrivals, total);
 }
 
 // The end of a recorded step: adds its loss to the sum, and counts it, in its block and overall.

@@ -31,6 +31,17 @@ struct Cell {
   }
 };
 
+// One step with what there is besides the rule known beforehand; to the last bit what `update` does.
+template <class Rule, class T>
+SKOPTIM_HD void update_as(Extras kind, T& w, T g, T* s, const Common<T>& c, const T* k) {
+  if (kind == Extras::none)
+    update_with<Rule, Extras::none>(w, g, s, c, k);
+  else if (kind == Extras::ridge)
+    update_with<Rule, Extras::ridge>(w, g, s, c, k);
+  else
+    update_with<Rule, Extras::any>(w, g, s, c, k);
+}
+
 // Only rules with one step size for all coefficients meet a group penalty.
 template <class Rule, class T>
 SKOPTIM_HD void shrink_group(T* w, int64_t width, const Scalars<Rule, T>& k) {
@@ -54,12 +65,14 @@ __global__ void apply(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, co
   const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
   const Scalars<Rule, T> k(rows + moved(step, step_per_step, counter) * row_width);
   const Common<T> intercept = unpenalised(k.common);
+  const Extras extras_of_coefs = extras(k.common), extras_of_intercepts = extras(intercept);
   const T scale = gradient_scale ? *gradient_scale : T(1);
   for (int64_t i = begin + grid_begin(); i < end; i += grid_stride()) {
     Cell<Rule, T> cell(p, i);
-    const bool in_columns = unit && i < n_columns * width;
-    const Scalars<Rule, T> own = k.with_unit(in_columns ? unit[i / width] : T(1));
-    update<Rule>(cell.w, scale * g[i - begin], cell.s, i < n_penalised ? k.common : intercept, own.own);
+    const bool in_columns = unit && i < n_columns * width, penalised = i < n_penalised;
+    const Scalars<Rule, T> own = k.with_unit(in_columns ? unit[Place(i, width).row] : T(1));
+    update_as<Rule>(penalised ? extras_of_coefs : extras_of_intercepts, cell.w, scale * g[i - begin], cell.s,
+                    penalised ? k.common : intercept, own.own);
     cell.store();
     if (average && k.common.average != T(0)) average[i] += double(k.common.average) * cell.w;
   }
@@ -92,13 +105,14 @@ __global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* ave
   const int64_t now = moved(step, step_per_step, counter);
   const BatchColumns own(column_segments, batch_columns, batch_segments, moved(batch, batch_per_step, counter));
   const Scalars<Rule, T> common(rows + now * row_width);
+  const Extras kind = extras(common.common);
   const Tile tile(tile_size);
   for (int64_t j = own.begin + tile.begin; j < own.end; j += tile.stride) {
     const int64_t column = columns[j], begin = column * width;
     const Scalars<Rule, T> k = common.with_unit(p.unit_of(column));
     for (int64_t i = tile.lane; i < width; i += tile.size) {
       Cell<Rule, T> cell(p, begin + i);
-      update<Rule>(cell.w, scale * own.gradient(sums, j, width, i), cell.s, k.common, k.own);
+      update_as<Rule>(kind, cell.w, scale * own.gradient(sums, j, width, i), cell.s, k.common, k.own);
       cell.store();
     }
     if constexpr (Rule::uniform)
