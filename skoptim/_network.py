@@ -384,7 +384,7 @@ class Network:
                 self._task = data, cpu_training.make_task(self, data)
             return cpu_training.full_gradient(self._task[1], data, flat, out) / data.n_samples
         if data.X.is_sparse and self._planned is not data:
-            data.X.plan(data.rows, 0, data.n_samples, self._chunk_rows)
+            data.X.plan(data.rows, 0, data.n_samples, self._chunk_rows, self.layer_sizes[1])
             self._planned = data
         out.fill(0)
         views, total, batches = self.views(flat), 0.0, self.chunks(data)

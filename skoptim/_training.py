@@ -402,7 +402,8 @@ class Trainer:
             kept = self._buffer("order", order.copy)[:n_samples]
             kept[...] = order
             order = kept
-        moved = self.data.X.is_sparse and self.data.X.plan(order, first, n_samples, size)
+        X, width = self.data.X, self.network.layer_sizes[1]
+        moved = X.is_sparse and X.plan(order, first, n_samples, size, width)
         if self._is_recorded:
             updater = self._buffer("updater", lambda: self._bind(rows))
             updater.restart(rows)

@@ -33,7 +33,13 @@ ARCHITECTURES = ("sm_70", "sm_80", "sm_90")
 # Where float32 kernels are meant to use double precision: sums over many samples or steps.
 IN_DOUBLE = {
     "pay_columns",
+    "pay_entries",
     "start_ledger",
+    # Sums of whole numbers in units of a power of two.
+    "scatter",
+    "add_scattered",
+    "scattered_squares",
+    "apply_entries",
     "elementwise_loss",
     "multinomial_loss",
     "squared_norm",
@@ -138,7 +144,7 @@ def test_rules_are_not_contracted():
     contracted = {
         arguments[0]
         for name, arguments, body in float_kernels("cuda/rules.cu")
-        if name in ("apply", "apply_columns") and re.search(r"\bfma\.", body)
+        if name in ("apply", "apply_columns", "apply_entries") and re.search(r"\bfma\.", body)
     }
     assert contracted == {"ftrl_power"}
 

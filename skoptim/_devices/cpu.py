@@ -65,7 +65,7 @@ class Matrix:
         """Number of stored entries of a CSR matrix."""
         return self.array.nnz
 
-    def plan(self, rows: Any, first: int, n: int, batch_size: int) -> bool:
+    def plan(self, rows: Any, first: int, n: int, batch_size: int, width: int) -> bool:
         """Do nothing: a batch is sorted when it comes. Return False."""
         return False
 

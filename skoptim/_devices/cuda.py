@@ -8,6 +8,7 @@ first needed. Every sum runs in an order that depends on sizes alone, so results
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ name = "cuda"
 #: What batch_size="auto" means for a linear model: a step costs about the same up to thousands of
 #: samples, and one sample a step would leave the device idle.
 LINEAR_BATCH_SIZE = 1024
+
+#: Up to so many outputs the terms of a sparse gradient are scattered, beyond they are sorted.
+SCATTERED_WIDTH = 4
 
 _ROWS_PER_CHUNK, _COLUMNS_PER_BLOCK = 512, 8  # of a column sum
 _ROWS_PER_PART = 4096  # of a look at all of a dense matrix
@@ -104,15 +108,14 @@ class Matrix:
         if sp.issparse(X):
             checked = cpu.Matrix(X)
             X, self.longest_row = checked.array, checked.longest_row
-            self.data, self.indices, self.indptr = map(asarray, cpu._csr_arrays(X))
         else:
-            self.data, self.indices, self.indptr = map(asarray, (X.data, X.indices, X.indptr))
-            self.longest_row = _check_indices(self)
+            self.longest_row = _check_indices(X)
             if not X.has_canonical_format:
                 X = X.copy()
                 X.sum_duplicates()
-                self.data, self.indices, self.indptr = X.data, X.indices, X.indptr
         self.array = X
+        self.data = asarray(X.data)
+        self.indices, self.indptr = asarray(X.indices, np.int32), asarray(X.indptr, np.int64)
         self._by_columns: ByColumns | None = None
         self._batches: Batches | None = None
 
@@ -121,12 +124,15 @@ class Matrix:
         """Number of stored entries of a CSR matrix."""
         return len(self.data)
 
-    def plan(self, rows: Any, first: int, n: int, batch_size: int) -> bool:
+    def plan(self, rows: Any, first: int, n: int, batch_size: int, width: int) -> bool:
         """Sort the entries of rows[first:first + n] by batches; of consecutive rows when None.
 
         The lists take about three times the memory of X, and as much again while they are made.
-        They lie where the last ones lay, if there is room. Return whether they do not.
+        They lie where the last ones lay, if there is room. Return whether they do not. For a few
+        outputs (`width`) there is nothing to sort.
         """
+        if width <= SCATTERED_WIDTH:
+            return False
         if self._by_columns is None:
             self._by_columns = ByColumns.of(cupy(), self.data, self.indices, self.indptr)
         batches = Batches.of(cupy(), self._by_columns, rows, first, n, batch_size)
@@ -138,10 +144,28 @@ class Matrix:
         """Return the lists that have the batch rows[first:first + n], and its number there."""
         found = self._batches
         if found is None or found.rows is not rows or not found.has(first, n):
-            self.plan(rows, first, n, max(n, 1))
+            self.plan(rows, first, n, max(n, 1), SCATTERED_WIDTH + 1)
             found = self._batches
             assert found is not None
         return found, (first + -found.first) // found.batch_size
+
+    @cached_property
+    def bounds(self) -> Any:
+        """The largest magnitude of each column's entries; one number where they do not differ much.
+
+        They decide about the units in which sums are taken as whole numbers.
+        """
+        xp = cupy()
+        bounds = xp.zeros(self.shape[1], dtype=self.dtype)
+        _scatter_max(bounds, self.indices, abs(self.data))
+        largest = bounds.max() if bounds.size else xp.zeros((), dtype=self.dtype)
+        smallest = xp.where(bounds > 0, bounds, largest).min() if bounds.size else largest
+        return largest.reshape(1) if float(largest) <= 2**10 * float(smallest) else bounds
+
+    @cached_property
+    def scattered(self) -> dict[int, Any]:
+        """The sums of `scatter` by width, zero between steps."""
+        return {}
 
     @property
     def row_of(self) -> Any:
@@ -149,12 +173,8 @@ class Matrix:
         xp = cupy()
         return xp.searchsorted(self.indptr, xp.arange(self.n_stored), side="right") - 1
 
-    @property
-    def _template(self) -> tuple[str, str]:
-        return self.dtype.name, self.indices.dtype.name
 
-
-def _check_indices(X: Matrix) -> int:
+def _check_indices(X: Any) -> int:
     """Check the index arrays of a matrix that was on the device already; return its longest row."""
     xp, (n_rows, n_columns) = cupy(), X.shape
     lengths = xp.diff(X.indptr)
@@ -243,34 +263,51 @@ class Updater:
 
     def multiply_touched(self, touched: Touched, step: Any, z: Any) -> None:
         """Pay the touched columns the steps before `step`, and write X W of the batch to z."""
-        batches = touched.batches
-        self._pay(
-            step,
-            batches.most_columns,
-            columns=batches.columns,
-            batch_columns=batches.batch_columns,
-            batch=touched.batch,
-        )
+        if self._width <= SCATTERED_WIDTH:
+            launch(
+                "pay_entries",
+                self._template,
+                touched.n * WARP_SIZE,
+                **self._parameters,
+                **self._steps,
+                **touched.entries,
+                width=self._width,
+                paid=self._paid,
+                to=step,
+            )
+        else:
+            batches = touched.batches
+            self._pay(
+                step,
+                batches.most_columns,
+                columns=batches.columns,
+                batch_columns=batches.batch_columns,
+                batch=touched.batch,
+            )
         w = self._parameters["w"][: self._n_columns * self._width]
-        csr_matmul(touched.X, batches.rows, touched.first, w.reshape(-1, self._width), z)
+        csr_matmul(touched.X, touched.rows, touched.first, w.reshape(-1, self._width), z)
 
     def apply_touched(self, touched: Touched, delta: Any, factor: float, step: Any) -> None:
         """Take a step of the touched columns, with `factor` times the gradient X.T @ delta."""
         if factor != 1:
             self.gradient_scale = cupy().full(1, factor, dtype=delta.dtype)
-        launch(
-            "apply_columns",
-            self._template,
-            touched.batches.most_columns * self._tile_size,
-            **self._parameters,
-            **self._scalars(step),
-            **touched.columns,
-            sums=touched.segment_sums(delta),
-            width=self._width,
-            gradient_scale=self.gradient_scale,
-            paid=self._paid,
-            tile_size=self._tile_size,
-        )
+        given = {**self._parameters, **self._scalars(step), "width": self._width}
+        given |= {"gradient_scale": self.gradient_scale, "paid": self._paid}
+        if self._width <= SCATTERED_WIDTH:
+            n_threads = touched.n * WARP_SIZE
+            sums = touched.scattered(delta)
+            launch("apply_entries", self._template, n_threads, **given, **touched.entries, **sums)
+            touched.forget()
+        else:
+            launch(
+                "apply_columns",
+                self._template,
+                touched.batches.most_columns * self._tile_size,
+                **given,
+                **touched.columns,
+                sums=touched.segment_sums(delta),
+                tile_size=self._tile_size,
+            )
         if factor != 1:
             self.gradient_scale = None
 
@@ -440,13 +477,12 @@ def clipping_factor(
     A compiled rule multiplies as it reads the gradient, by a factor that stays on the device: 1 is
     left. For an optimizer written in array code the norm is read back.
     """
-    parts = [n_blocks(g.size)]
+    own = n_blocks(g.size)
+    of_touched = 0 if touched is None else touched.n_partial_sums(delta)
+    partial_sums = empty(own + of_touched, np.float64)
+    _squares(g, partial_sums[:own])
     if touched is not None:
-        parts.append(n_blocks(touched.batches.most_columns * tile_size(delta.shape[1])))
-    partial_sums = empty(sum(parts), np.float64)
-    _squares(g, partial_sums[: parts[0]])
-    if touched is not None:
-        touched.squares(delta, partial_sums[parts[0] :])
+        touched.squares(delta, partial_sums[own:])
     scale = empty(1, g.dtype)
     launch(
         "clipping_scale",
@@ -496,7 +532,7 @@ def csr_matmul(X: Matrix, rows: Any, first: Any, w: Any, out: Any) -> None:
     n, width = out.shape
     launch(
         "csr_matmul",
-        X._template,
+        (X.dtype.name,),
         n * WARP_SIZE,
         data=X.data,
         indices=X.indices,
@@ -516,6 +552,18 @@ def csr_gradient(X: Matrix, rows: Any, first: Any, delta: Any, g: Any) -> None:
     touched = Touched(X)
     touched.sort(rows, first, len(delta))
     width, lanes = delta.shape[1], tile_size(delta.shape[1])
+    if width <= SCATTERED_WIDTH:
+        launch(
+            "add_scattered",
+            (g.dtype.name,),
+            g.size,
+            **touched.scattered(delta),
+            n=touched.n,
+            n_columns=X.shape[1],
+            width=width,
+            g=g,
+        )
+        return
     launch(
         "add_gradient",
         (g.dtype.name,),
@@ -529,7 +577,7 @@ def csr_gradient(X: Matrix, rows: Any, first: Any, delta: Any, g: Any) -> None:
 
 
 class Touched:
-    """The stored entries of a batch by columns; updaters multiply and step these columns alone.
+    """The columns of a batch of CSR rows; updaters multiply and step these columns alone.
 
     Parameters
     ----------
@@ -537,16 +585,35 @@ class Touched:
         Sparse.
     """
 
-    batches: Batches
-
     def __init__(self, X: Matrix):
         self.X, self.native = X, self
+        self._sums: tuple[Any, Any] | None = None
 
     def sort(self, rows: Any, first: Any, n: int) -> None:
         """Take X[rows[first:first + n]], or X[first:first + n] when `rows` is None."""
-        self.batches, self.batch = self.X.batches(rows, first, n)
-        self.first = first
-        self._sums: tuple[Any, Any] | None = None
+        self.rows, self.first, self.n = rows, first, n
+        self._found: tuple[Batches, Any] | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the gradient."""
+        self._sums = None
+
+    # As a list of columns and of segments of their entries.
+
+    @property
+    def batches(self) -> Batches:
+        """The lists that the batch is in."""
+        if self._found is None:
+            self._found = self.X.batches(self.rows, self.first, self.n)
+        return self._found[0]
+
+    @property
+    def batch(self) -> Any:
+        """The number of the batch there."""
+        assert self.batches is not None
+        assert self._found is not None
+        return self._found[1]
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -577,25 +644,76 @@ class Touched:
         self._sums = delta, sums
         return sums
 
+    # As entries, one by one.
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """The arguments of kernels that go through the entries of the batch."""
+        X = self.X
+        return {
+            "indices": X.indices,
+            "indptr": X.indptr,
+            "samples": self.rows,
+            "first": self.first,
+            "n": self.n,
+        }
+
+    def scattered(self, delta: Any) -> dict[str, Any]:
+        """Return X.T @ delta as sums of whole numbers, and what tells their unit."""
+        if self._sums is not None and self._sums[0] is delta:
+            return self._sums[1]
+        X, width, template = self.X, delta.shape[1], (delta.dtype.name,)
+        if width not in X.scattered:
+            X.scattered[width] = cupy().zeros(X.shape[1] * width, dtype=np.int64)
+        largest = empty(1, delta.dtype)
+        largest.fill(0)
+        launch(
+            "largest_magnitude", template, delta.size, delta=delta, n=delta.size, largest=largest
+        )
+        sums = {"sums": X.scattered[width], "largest": largest}
+        sums |= {"bounds": X.bounds, "n_bounds": len(X.bounds)}
+        launch(
+            "scatter",
+            template,
+            self.n * WARP_SIZE,
+            data=X.data,
+            indices=X.indices,
+            indptr=X.indptr,
+            rows=self.rows,
+            first=self.first,
+            n=self.n,
+            delta=delta,
+            width=width,
+            **sums,
+        )
+        self._sums = delta, sums
+        return sums
+
+    # Either way.
+
+    def n_partial_sums(self, delta: Any) -> int:
+        """Return how many numbers `squares` writes."""
+        width = delta.shape[1]
+        if width <= SCATTERED_WIDTH:
+            return n_blocks(self.X.shape[1] * width)
+        return n_blocks(self.batches.most_columns * tile_size(width))
+
     def squares(self, delta: Any, partial_sums: Any) -> None:
         """Write the sums of squares of X.T @ delta, block by block."""
+        width, template, grid = delta.shape[1], (delta.dtype.name,), (len(partial_sums),)
+        given = {"width": width, "partial_sums": partial_sums}
+        if width <= SCATTERED_WIDTH:
+            given |= {**self.scattered(delta), "n": self.n, "n_columns": self.X.shape[1]}
+            launch("scattered_squares", template, 1, grid=grid, **given)
+            return
         columns = self.columns
         del columns["columns"]
-        launch(
-            "gradient_squares",
-            (delta.dtype.name,),
-            1,
-            grid=(len(partial_sums),),
-            **columns,
-            sums=self.segment_sums(delta),
-            width=delta.shape[1],
-            partial_sums=partial_sums,
-            tile_size=tile_size(delta.shape[1]),
-        )
+        given |= {**columns, "sums": self.segment_sums(delta), "tile_size": tile_size(width)}
+        launch("gradient_squares", template, 1, grid=grid, **given)
 
     def squared_norm(self, delta: Any) -> float:
         """Return the squared norm of the batch's X.T @ delta; this waits for the device."""
-        partial_sums = empty(n_blocks(self.batches.most_columns * delta.shape[1]), np.float64)
+        partial_sums = empty(self.n_partial_sums(delta), np.float64)
         self.squares(delta, partial_sums)
         return float(partial_sums.sum())
 

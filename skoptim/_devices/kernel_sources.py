@@ -113,7 +113,6 @@ def choices() -> Mapping[str, Mapping[str, str]]:
     rules = core.describe_rules()
     return {
         "T": {"float32": "float", "float64": "double"},
-        "Index": {"int32": "int", "int64": "long long"},
         "Rule": {name: _qualified(rule["cpp_type"]) for name, rule in rules.items()},
         "UniformRule": {
             name: _qualified(rule["cpp_type"]) for name, rule in rules.items() if rule["uniform"]

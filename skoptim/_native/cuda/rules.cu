@@ -31,6 +31,14 @@ struct Cell {
   }
 };
 
+// Whether this thread is the first to move a column's place in the ledger up to `to`, and from where.
+SKOPTIM_HD bool claims(int32_t* paid, int64_t column, int32_t to, int32_t* from = nullptr) {
+  if (*(volatile int32_t*)(paid + column) >= to) return false;
+  const int32_t before = atomicExch(paid + column, to);
+  if (from) *from = before;
+  return before < to;
+}
+
 // One step with what there is besides the rule known beforehand; to the last bit what `update` does.
 template <class Rule, class T>
 SKOPTIM_HD void update_as(Extras kind, T& w, T g, T* s, const Common<T>& c, const T* k) {
@@ -91,6 +99,21 @@ __global__ void shrink_groups(T* w, double* average, const T* rows, int64_t row_
   }
 }
 
+// After the coefficients of a column took their step: the group penalty, the average.
+template <class Rule, class T>
+SKOPTIM_HD void finish_column(const Parameters<T>& p, const Tile& tile, int64_t begin, int64_t width,
+                              const Scalars<Rule, T>& k) {
+  if constexpr (Rule::uniform)
+    if (k.common.group_l1 > T(0)) {
+      tile.sync();
+      if (tile.lane == 0) shrink_group(p.w + begin, width, k);
+      tile.sync();
+    }
+  if (p.average)
+    for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size)
+      p.average[i] += double(k.common.average) * p.w[i];
+}
+
 // One step of the columns of a batch (runs of `width` coefficients); their gradients are sums of
 // `segment_sums`, see sparse.cuh.
 template <class Rule, class T>
@@ -115,16 +138,42 @@ __global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* ave
       update_as<Rule>(kind, cell.w, scale * own.gradient(sums, j, width, i), cell.s, k.common, k.own);
       cell.store();
     }
-    if constexpr (Rule::uniform)
-      if (k.common.group_l1 > T(0)) {
-        tile.sync();
-        if (tile.lane == 0) shrink_group(w + begin, width, k);
-        tile.sync();
-      }
-    if (average)
-      for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size)
-        average[i] += double(k.common.average) * w[i];
+    finish_column<Rule>(p, tile, begin, width, k);
     if (tile.lane == 0) paid[column] = int32_t(now + 1);
+  }
+}
+
+// The same without a list: each entry of the batch is a thread, and the first at a column takes its step, with
+// the gradient of `scatter`, of which nothing is left.
+template <class Rule, class T>
+__global__ void apply_entries(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit,
+                              const int32_t* indices, const int64_t* indptr, const int64_t* samples, int64_t first,
+                              int64_t first_per_step, int64_t n, int64_t width, int64_t* sums, const T* bounds,
+                              int32_t n_bounds, const T* largest, const T* gradient_scale, const T* rows,
+                              int64_t row_width, int32_t* paid, int64_t step, int64_t step_per_step,
+                              const int64_t* counter) {
+  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
+  const T scale = gradient_scale ? *gradient_scale : T(1);
+  const int32_t now = int32_t(moved(step, step_per_step, counter));
+  const Batch batch(samples, moved(first, first_per_step, counter));
+  const FixedPoint<T> fixed{bounds, n_bounds, double(n) * double(*largest)};
+  const Scalars<Rule, T> common(rows + now * row_width);
+  const Extras kind = extras(common.common);
+  const Tile warp(warp_size), alone(1);
+  for (int64_t j = warp.begin; j < n; j += warp.stride) {
+    const int64_t row = batch.row(j), end = indptr[row + 1];
+    for (int64_t e = indptr[row] + warp.lane; e < end; e += warp.size) {
+      const int64_t column = indices[e], begin = column * width;
+      if (!claims(paid, column, now + 1)) continue;
+      const Scalars<Rule, T> k = common.with_unit(p.unit_of(column));
+      for (int64_t i = begin; i < begin + width; ++i) {
+        Cell<Rule, T> cell(p, i);
+        update_as<Rule>(kind, cell.w, scale * fixed.value(sums[i], column), cell.s, k.common, k.own);
+        cell.store();
+        sums[i] = 0;
+      }
+      finish_column<Rule>(p, alone, begin, width, k);
+    }
   }
 }
 
@@ -159,6 +208,25 @@ SKOPTIM_HD void pay_group(const Parameters<T>& p, const Tile& tile, int64_t begi
   }
 }
 
+// Pays a column the idle steps from..to.
+template <class Rule, class T>
+SKOPTIM_HD void pay_column(const Parameters<T>& p, const Tile& tile, int64_t column, int64_t width,
+                           const Steps<T>& steps, bool grouped, int64_t from, int64_t to) {
+  const int64_t begin = column * width;
+  if constexpr (Rule::uniform)
+    if (grouped) {
+      pay_group<Rule>(p, tile, begin, width, steps, from, to);
+      return;
+    }
+  for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size) {
+    Cell<Rule, T> cell(p, i);
+    double sum = p.average ? p.average[i] : 0.0;
+    pay<Rule>(cell.w, cell.s, &sum, p.unit_of(column), steps, from, to);
+    cell.store();
+    if (p.average) p.average[i] = sum;
+  }
+}
+
 // Pays the columns of a batch (all n_columns when null) the idle steps paid[column]..to.
 template <class Rule, class T>
 __global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* average,
@@ -177,7 +245,7 @@ __global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* avera
   const int64_t first = columns ? batch_columns[own] : 0, end = columns ? batch_columns[own + 1] : n_columns;
   const Tile tile(tile_size);
   for (int64_t j = first + tile.begin; j < end; j += tile.stride) {
-    const int64_t column = columns ? columns[j] : j, begin = column * width;
+    const int64_t column = columns ? columns[j] : j;
     // Only the first lane touches the ledger, so that no lane can see it changed already.
     int32_t from = 0;
     if (tile.lane == 0) {
@@ -185,18 +253,31 @@ __global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* avera
       paid[column] = now;
     }
     from = tile.broadcast(from);
-    if (from >= now) continue;
-    if constexpr (Rule::uniform)
-      if (grouped) {
-        pay_group<Rule>(p, tile, begin, width, steps, from, now);
-        continue;
-      }
-    for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size) {
-      Cell<Rule, T> cell(p, i);
-      double sum = average ? average[i] : 0.0;
-      pay<Rule>(cell.w, cell.s, &sum, p.unit_of(column), steps, from, now);
-      cell.store();
-      if (average) average[i] = sum;
+    if (from < now) pay_column<Rule>(p, tile, column, width, steps, grouped, from, now);
+  }
+}
+
+// The same without a list: each entry of the batch is a thread, and the first at a column pays it.
+template <class Rule, class T>
+__global__ void pay_entries(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit,
+                            const int32_t* indices, const int64_t* indptr, const int64_t* samples, int64_t first,
+                            int64_t first_per_step, int64_t n, int64_t width, const T* rows, int64_t row_width,
+                            const double* decay, const double* threshold, const double* averaged,
+                            const double* highest_rate, const int32_t* closed_idle, int32_t* paid, int64_t to,
+                            int64_t to_per_step, const int64_t* counter) {
+  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
+  const Steps<T> steps{rows,     row_width,         decay,             threshold,
+                       averaged, highest_rate,      *closed_idle != 0, average != nullptr};
+  const bool grouped = load_common(rows).group_l1 > T(0);
+  const int32_t now = int32_t(moved(to, to_per_step, counter));
+  const Batch batch(samples, moved(first, first_per_step, counter));
+  const Tile warp(warp_size), alone(1);
+  for (int64_t j = warp.begin; j < n; j += warp.stride) {
+    const int64_t row = batch.row(j), end = indptr[row + 1];
+    for (int64_t e = indptr[row] + warp.lane; e < end; e += warp.size) {
+      int32_t from;
+      if (claims(paid, indices[e], now, &from))
+        pay_column<Rule>(p, alone, indices[e], width, steps, grouped, from, now);
     }
   }
 }

@@ -1,7 +1,8 @@
 // CUDA products with the gathered rows of a CSR matrix.
 //
-// The gradient X[rows].T @ delta must be the same every time, so nothing is added atomically: each segment of
-// a column's entries is summed by one thread, and the sums of the segments are added in their order.
+// The gradient X[rows].T @ delta must be the same every time, in whatever order threads run. There are two ways.
+// For a few outputs, terms are added atomically as whole numbers, whose sum does not depend on the order. For
+// many, each segment of a column's entries is summed by one thread, and the sums of segments in their order.
 #include "sparse.cuh"
 
 SKOPTIM_BEGIN
@@ -22,8 +23,8 @@ struct Lanes {
 };
 
 // out (n, width) = X[rows] @ w, w (n_columns, width).
-template <class T, class Index>
-__global__ void csr_matmul(const T* data, const Index* indices, const Index* indptr,
+template <class T>
+__global__ void csr_matmul(const T* data, const int32_t* indices, const int64_t* indptr,
                            const int64_t* rows, int64_t first, int64_t first_per_step,
                            const int64_t* counter, int64_t n, const T* w, int64_t width, T* out,
                            int32_t output_lanes) {
@@ -42,6 +43,60 @@ __global__ void csr_matmul(const T* data, const Index* indices, const Index* ind
       if (lanes.entry == 0 && k < width) out[i * width + k] = sum;
     }
   }
+}
+
+// Raises *largest to the largest |delta|.
+template <class T>
+__global__ void largest_magnitude(const T* delta, int64_t n, T* largest) {
+  T own = T(0);
+  for (int64_t e = grid_begin(); e < n; e += grid_stride()) own = larger(own, absolute(delta[e]));
+  own = Tile(warp_size).largest(own);
+  if (threadIdx.x % warp_size == 0) atomic_largest(largest, own);
+}
+
+// sums (n_columns, width) += data * delta over the entries of a batch, as whole numbers; a warp takes a row.
+template <class T>
+__global__ void scatter(const T* data, const int32_t* indices, const int64_t* indptr, const int64_t* rows,
+                        int64_t first, int64_t first_per_step, const int64_t* counter, int64_t n, const T* bounds,
+                        int32_t n_bounds, const T* delta, const T* largest, int64_t width, int64_t* sums) {
+  const Batch batch(rows, moved(first, first_per_step, counter));
+  const FixedPoint<T> fixed{bounds, n_bounds, double(n) * double(*largest)};
+  const Tile warp(warp_size);
+  for (int64_t i = warp.begin; i < n; i += warp.stride) {
+    const int64_t row = batch.row(i), end = indptr[row + 1];
+    for (int64_t e = indptr[row] + warp.lane; e < end; e += warp.size) {
+      const int64_t column = indices[e];
+      const double factor = double(data[e]) * fixed.scale(column);
+      for (int64_t k = 0; k < width; ++k) fixed.add(sums + column * width + k, factor * double(delta[i * width + k]));
+    }
+  }
+}
+
+// g (n_columns, width) += those sums, which are zero afterwards.
+template <class T>
+__global__ void add_scattered(int64_t* sums, const T* bounds, int32_t n_bounds, int64_t n, const T* largest,
+                              int64_t n_columns, int64_t width, T* g) {
+  const FixedPoint<T> fixed{bounds, n_bounds, double(n) * double(*largest)};
+  for (int64_t e = grid_begin(); e < n_columns * width; e += grid_stride())
+    if (sums[e] != 0) {
+      g[e] += fixed.value(sums[e], Place(e, width).row);
+      sums[e] = 0;
+    }
+}
+
+// The sums of squares of those sums, block by block.
+template <class T>
+__global__ void scattered_squares(const int64_t* sums, const T* bounds, int32_t n_bounds, int64_t n,
+                                  const T* largest, int64_t n_columns, int64_t width, double* partial_sums) {
+  const FixedPoint<T> fixed{bounds, n_bounds, double(n) * double(*largest)};
+  double total = 0;
+  for (int64_t e = grid_begin(); e < n_columns * width; e += grid_stride())
+    if (sums[e] != 0) {
+      const double g = double(fixed.value(sums[e], Place(e, width).row));
+      total += g * g;
+    }
+  total = block_sum(total);
+  if (threadIdx.x == 0) partial_sums[blockIdx.x] = total;
 }
 
 // sums (n_segments, width): over each segment of a batch, values * delta of the rows that they stand in.

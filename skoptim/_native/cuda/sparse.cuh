@@ -24,4 +24,29 @@ struct BatchColumns {
   }
 };
 
+// Sums as whole numbers of 64 bits: units of a power of two, so small that no more is lost than by adding in
+// double precision, so large that the sum of `n` terms of a column cannot overflow.
+template <class T>
+struct FixedPoint {
+  const T* bounds;   // largest |value| in each column; of all columns when n_bounds is 1
+  int32_t n_bounds;
+  double reach;      // n times the largest |delta|
+  SKOPTIM_HD int exponent(int64_t column) const {
+    int found = 0;
+    frexp(reach * double(bounds[n_bounds == 1 ? 0 : column]), &found);
+    return found > -900 ? 61 - found : 961;  // A power beyond 2^1023 would be infinite.
+  }
+  SKOPTIM_HD double scale(int64_t column) const { return ldexp(1.0, exponent(column)); }
+  SKOPTIM_HD void add(int64_t* sum, double scaled) const {
+    atomicAdd((uint64_t*)sum, uint64_t(__double2ll_rn(scaled)));
+  }
+  SKOPTIM_HD T value(int64_t sum, int64_t column) const { return T(ldexp(double(sum), -exponent(column))); }
+};
+
+// Not negative numbers are ordered as their bits are.
+SKOPTIM_HD void atomic_largest(float* largest, float value) { atomicMax((int32_t*)largest, __float_as_int(value)); }
+SKOPTIM_HD void atomic_largest(double* largest, double value) {
+  atomicMax((int64_t*)largest, __double_as_longlong(value));
+}
+
 SKOPTIM_END
