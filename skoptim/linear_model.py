@@ -177,7 +177,7 @@ class _Linear(BaseTrainedEstimator):
         """
         check_is_fitted(self)
         if hasattr(self.coef_, "toarray"):
-            self.coef_ = self.coef_.toarray()
+            self.coef_ = self._shaped(self.coef_.toarray())
         return self
 
     def sparsify(self) -> Any:
@@ -198,8 +198,8 @@ class _Linear(BaseTrainedEstimator):
                 f"coef_ is a {type(self.coef_).__name__}, and sparsify knows NumPy and CuPy; move "
                 "the estimator there with sklearn.utils._array_api.move_estimator_to."
             )
-        coef = self.coef_
-        coef = sp.csr_matrix(host(coef.reshape(1, -1) if coef.ndim == 1 else coef))
+        coef = host(self.coef_)
+        coef = sp.csr_matrix(coef.reshape(1, -1) if coef.ndim == 1 else coef)
         self.coef_ = Place.of(self.coef_).native(coef)
         return self
 
@@ -672,17 +672,6 @@ class SGDRegressor(RegressorTargets, RegressorMixin, _Linear):
 
     def _shaped(self, coef: Any) -> Any:
         return coef.ravel()
-
-    def densify(self) -> SGDRegressor:
-        """Turn `coef_` into a dense array of shape (n_features,).
-
-        Returns
-        -------
-        self : SGDRegressor
-        """
-        super().densify()
-        self.coef_ = self.coef_.reshape(-1)
-        return self
 
     def predict(self, X: Any) -> Any:
         """Return the predictions, through the loss's link ("poisson": expected counts).
