@@ -127,7 +127,7 @@ class Place:
     def native(self, array: Any) -> Any:
         """Return a native array as the native one of this place."""
         if not self.on_cuda:
-            return to_host(array)
+            return to_host(array) if is_cuda_array(array) else array
         if is_cuda_array(array):
             return array
         if sp.issparse(array):

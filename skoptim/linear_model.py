@@ -69,6 +69,8 @@ class _Linear(BaseTrainedEstimator):
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             float32 stays float32, all else becomes float64. CSR with 32- or 64-bit indices is used
             as it is.
+            CuPy arrays and cupyx CSR matrices are trained on where they lie, and under
+            ``sklearn.set_config(array_api_dispatch=True)`` arrays of other libraries are taken too.
         y : array-like of shape (n_samples,)
             Labels, or in regression targets.
         sample_weight : array-like of shape (n_samples,) or None, default=None
@@ -273,7 +275,11 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
     batch_size : int or "auto", default="auto"
         Samples a step; a step follows the mean gradient of its batch. "auto" is 1 on the CPU.
     device : {"cpu", "cuda"} or None, default=None
-        Where to train; None is where `X` is.
+        Where to train; None is where `X` is. Results are given back where `X` is in any case: CuPy
+        arrays for CuPy's, and for ``device="cuda"`` with NumPy or SciPy data NumPy arrays. Parallel
+        fits, as by ``GridSearchCV(n_jobs=2)``, can share a GPU in processes of joblib's default
+        backend "loky", each with a CUDA context and a copy of `X` of its own; a process forked
+        after CUDA was used cannot use it.
     asynchronous : bool, default=False
         Let `n_jobs` threads train the same weights at once, without locks (Hogwild: Niu, Recht, Ré
         and Wright, 2011, https://arxiv.org/abs/1106.5730): faster on large CSR data of which most
@@ -571,7 +577,7 @@ class SGDRegressor(RegressorTargets, RegressorMixin, _Linear):
     batch_size : int or "auto", default="auto"
         Samples a step. "auto" is 1 on the CPU.
     device : {"cpu", "cuda"} or None, default=None
-        Where to train; None is where `X` is.
+        Where to train; None is where `X` is. As in `SGDClassifier`.
     asynchronous : bool, default=False
         Let `n_jobs` threads train the same weights at once, without locks (Hogwild: Niu, Recht, Ré
         and Wright, 2011, https://arxiv.org/abs/1106.5730): faster on large CSR data of which most

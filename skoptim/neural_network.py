@@ -57,6 +57,8 @@ class _MLP(BaseTrainedEstimator):
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             float32 stays float32, all else becomes float64.
+            CuPy arrays and cupyx CSR matrices are trained on where they lie, and under
+            ``sklearn.set_config(array_api_dispatch=True)`` arrays of other libraries are taken too.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Labels, or a 0/1 indicator matrix (multilabel); in regression targets.
         sample_weight : array-like of shape (n_samples,) or None, default=None
@@ -204,7 +206,11 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, multiplied into the sample weights.
     device : {"cpu", "cuda"} or None, default=None
-        Where to train; None is where `X` is.
+        Where to train; None is where `X` is. Results are given back where `X` is in any case: CuPy
+        arrays for CuPy's, and for ``device="cuda"`` with NumPy or SciPy data NumPy arrays. Parallel
+        fits, as by ``GridSearchCV(n_jobs=2)``, can share a GPU in processes of joblib's default
+        backend "loky", each with a CUDA context and a copy of `X` of its own; a process forked
+        after CUDA was used cannot use it.
 
     Attributes
     ----------
