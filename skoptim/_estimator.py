@@ -20,9 +20,19 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._param_validation import Options as Choices
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from skoptim._devices import select_device, to_host
+from skoptim._arrays import (
+    Place,
+    check_data,
+    check_same_place,
+    host,
+    mapped,
+    moved,
+    native,
+    on_host,
+)
+from skoptim._devices import cpu, cuda_errors, device_of, is_cuda_array, select_device, to_host
 from skoptim._network import Dataset, Network
 from skoptim._table import LinearTable
 from skoptim._training import Options, Trainer, Validation
@@ -56,8 +66,8 @@ KEPT = ("seed", "epoch", "first_optimality")
 class Live:
     """A model whose training may go on where it lies; what is read of it is copied out then."""
 
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer.without_data()
+    def __init__(self, trainer: Trainer, place: Place):
+        self.trainer, self.place = trainer.without_data(), place
         self.lock = RLock()
 
 
@@ -116,12 +126,12 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
 
     @property
     @abstractmethod
-    def _dtype(self) -> Any:
-        """The dtype of the fitted parameters."""
+    def _first_coef(self) -> Any:
+        """Fitted coefficients of the first layer, of the caller's library, dense or SciPy's."""
 
     @abstractmethod
-    def _attributes(self, network: Network, flat: Any) -> dict[str, Any]:
-        """Return the fitted attributes that hold the parameters."""
+    def _attributes(self, network: Network, flat: Any, place: Place) -> dict[str, Any]:
+        """Return the fitted attributes that hold the parameters, in the caller's library."""
 
     @abstractmethod
     def _learn_targets(self, y: np.ndarray, classes: Any) -> dict[str, Any]:
@@ -143,8 +153,14 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
     def _default_batch_size(self, n_samples: int, device: Any) -> int:
         """Return what batch_size="auto" means."""
 
+    @property
+    def _dtype(self) -> Any:
+        """The dtype of the fitted parameters, NumPy's."""
+        return native(self._first_coef).dtype
+
     # Training.
 
+    @cuda_errors.out_of_memory_explained()
     def _train(
         self,
         X: Any,
@@ -164,23 +180,22 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         optimizer.check_penalty(terms)
         self._check_combination(optimizer, incremental, X_val, y_val, sample_weight_val)
         loss = self._resolve_loss()
+
+        place = Place.of(X)
+        X = native(X)
         device = select_device(X, self.device)
+        if device is cpu:
+            X = host(X)
+        # Targets and weights are encoded on the host; the device gets the result.
+        y, classes, sample_weight = host(y), host(classes), host(sample_weight)
+        held_out = (X_val, host(y_val), host(sample_weight_val))
 
         fitted = "history_" in vars(self)
         going_on = fitted and (incremental or self.warm_start)
         live = self._take_live(optimizer) if incremental else None
         with self._undone_on_error(), nullcontext() if live is None else live.lock:
-            X, y = validate_data(
-                self,
-                X,
-                y,
-                accept_sparse="csr",
-                accept_large_sparse=True,
-                dtype=self._dtype_of(live) if going_on else DTYPES,
-                order="C",
-                multi_output=True,
-                reset=not going_on,
-            )
+            dtype = self._dtype_of(live) if going_on else DTYPES
+            X, y = check_data(self, X, y, dtype=dtype, reset=not going_on)
             y = self._check_y(y)
             for name, value in self._learned(y, classes, going_on).items():
                 setattr(self, name, value)
@@ -191,7 +206,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                     "class_weight=None, or pass sample_weight."
                 )
             class_info = (getattr(self, "classes_", None), getattr(self, "class_weight", None))
-            weights = check_weights(sample_weight, X, targets.labels, *class_info)
+            weights = check_weights(sample_weight, y, targets.labels, *class_info)
             if incremental and weights is not None and not weights.any():
                 if fitted:
                     return self  # Nothing counts, so nothing changes.
@@ -200,7 +215,6 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                     "needs samples that count."
                 )
             random_state = check_random_state(self.random_state)
-            held_out = (X_val, y_val, sample_weight_val)
             data, validation = self._split(
                 device, X, y, targets, weights, held_out, random_state, incremental
             )
@@ -233,20 +247,21 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 if trainer.table is None or not trainer.trains_in_table():
                     self._copy_out()
                     trainer = None
+            shared = (X, y, weights, place)
             if trainer is None:
                 state = self._start(
                     network, optimizer, going_on, random_state, initial, options.batch_size
                 )
                 trainer = make_trainer(state, None)
-                self._run_with_callbacks(trainer, X, y, weights)
+                self._run_with_callbacks(trainer, *shared)
             else:
                 assert live is not None
                 assert trainer.table is not None
                 if trainer.settings != live.trainer.settings:
                     trainer.table.settle()
                 with trainer.table.lent_to(network, data):
-                    self._run_with_callbacks(trainer, X, y, weights)
-        self._publish(trainer, optimizer, incremental, adding=incremental and fitted)
+                    self._run_with_callbacks(trainer, *shared)
+        self._publish(trainer, optimizer, place, incremental, adding=incremental and fitted)
         return self
 
     def _take_live(self, optimizer: Optimizer) -> Live | None:
@@ -282,13 +297,31 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 if vars(self).get("_live") is not live:
                     continue  # Another thread was faster, or has trained on.
                 has_parameters = self._published <= vars(self).keys()
-                self._set_parameters(live.trainer)
-                self._set_state(live.trainer, with_parameters=not has_parameters)
+                self._set_parameters(live.trainer, live.place)
+                self._set_state(live.trainer, live.place, with_parameters=not has_parameters)
                 del self._live
 
     def __getstate__(self) -> Any:
+        # Without CuPy, or another library, in it a pickle can be loaded anywhere.
         self._copy_out()
-        return super().__getstate__()
+        return on_host(super().__getstate__(), {*self._published, "optimizer_state_"})
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        # Unlike a pickle, a copy stays where the model is.
+        self._copy_out()
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(deepcopy(vars(self), memo))
+        return copied
+
+    def __sklearn_array_api_convert__(self, converter: Callable[[Any], Any]) -> Any:
+        """Return a copy with converted parameters, for scikit-learn's `move_estimator_to`."""
+        self._copy_out()
+        converted = clone(self)
+        converted.__dict__.update(vars(self))
+        for name in self._published & vars(self).keys():
+            setattr(converted, name, mapped(converter, getattr(self, name)))
+        return converted
 
     def _options(self, n_samples: int, device: Any, incremental: bool) -> Options:
         if isinstance(self.batch_size, str):
@@ -425,19 +458,11 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
     def _given_validation(
         self, device: Any, dtype: Any, X_val: Any, y_val: Any, sample_weight_val: Any
     ) -> Validation:
-        X_val, y_val = validate_data(
-            self,
-            X_val,
-            y_val,
-            accept_sparse="csr",
-            dtype=dtype,
-            order="C",
-            multi_output=True,
-            reset=False,
-        )
+        X_val = host(X_val) if device is cpu else native(X_val)
+        X_val, y_val = check_data(self, X_val, y_val, dtype=dtype, reset=False)
         y_val = self._check_y(y_val)
         targets = self._encode(y_val)
-        weights = check_weights(sample_weight_val, X_val, None, None, None)
+        weights = check_weights(sample_weight_val, y_val, None, None, None)
         data = Dataset(
             device.Matrix(X_val),
             self._native_targets(device, targets, dtype),
@@ -475,7 +500,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         keep = not initial and not optimizer.is_full_batch and old.step > 0
         if keep and all(name in old.slots for name in optimizer.slot_names):
             optimizer._validate(network.dtype)
-            state = OptimizerState(old.step, deepcopy(old.slots), dict(old.carries))
+            state = mapped(lambda slot: moved(slot, network.device).copy(), old)
             if not getattr(self, "average", False):
                 # Averaging, if there was any, ends here.
                 for name in ("parameters", "average_sum"):
@@ -492,8 +517,14 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         """Set the parameters that the caller gave to start from."""
         raise NotImplementedError
 
-    def _run_with_callbacks(self, trainer: Trainer, X: Any, y: Any, weights: Any) -> None:
+    def _run_with_callbacks(
+        self, trainer: Trainer, X: Any, y: Any, weights: Any, place: Place
+    ) -> None:
         """Run the training, telling scikit-learn's callbacks of its beginning, epochs and end."""
+        has_callbacks = bool(getattr(self, "_skl_callbacks", None))
+        if has_callbacks:
+            # A callback may score the model on them, which must lie where its parameters do.
+            X, y, weights = (None if a is None else place.give(a) for a in (X, y, weights))
         context = self._init_callback_context(max_subtasks=trainer.options.max_iter)
         metadata = None if weights is None else {"sample_weight": weights}
         shared = {"estimator": self, "X": X, "y": y, "metadata": metadata}
@@ -501,30 +532,35 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
 
         def attributes() -> dict[str, Any]:
             # A copy, because training goes on.
-            return self._attributes(trainer.network, trainer.weights.copy())
+            return self._attributes(trainer.network, trainer.weights.copy(), place)
 
         def on_epoch(_: Trainer) -> bool:
             epoch = context.subcontext(task_name="epoch")
             epoch.call_on_fit_task_begin(**shared)
             return epoch.call_on_fit_task_end(**shared, reconstruction_attributes=attributes)
 
-        if getattr(self, "_skl_callbacks", None):
+        if has_callbacks:
             trainer.on_epoch = on_epoch
         trainer.run()
         context.call_on_fit_task_end(**shared, reconstruction_attributes=attributes)
 
     def _publish(
-        self, trainer: Trainer, optimizer: Optimizer, incremental: bool, adding: bool
+        self,
+        trainer: Trainer,
+        optimizer: Optimizer,
+        place: Place,
+        incremental: bool,
+        adding: bool,
     ) -> None:
         """Set the fitted attributes; what would be copied out of a table only when it is read."""
         for name in {*self._published, "optimizer_state_", "_live"} & vars(self).keys():
             delattr(self, name)
         if not (incremental and trainer.table is not None):
-            self._set_parameters(trainer)
+            self._set_parameters(trainer, place)
         if trainer.table is None:
-            self._set_state(trainer)
+            self._set_state(trainer, place)
         else:
-            self._live = Live(trainer)
+            self._live = Live(trainer, place)
         history = trainer.history
         self.optimizer_, self.history_ = optimizer, history
         self.n_iter_ = trainer.n_iter + (self.n_iter_ if adding else 0)
@@ -542,42 +578,41 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             self.validation_scores_ = history.get("validation_score")
             self.best_validation_score_ = None
 
-    def _set_parameters(self, trainer: Trainer) -> None:
+    def _set_parameters(self, trainer: Trainer, place: Place) -> None:
         """Set the attributes that hold parameters, those that are not there."""
         if not self._published <= vars(self).keys():
-            for name, value in self._attributes(trainer.network, trainer.weights).items():
+            for name, value in self._attributes(trainer.network, trainer.weights, place).items():
                 if name not in vars(self):
                     setattr(self, name, value)
 
-    def _set_state(self, trainer: Trainer, *, with_parameters: bool = True) -> None:
+    def _set_state(self, trainer: Trainer, place: Place, *, with_parameters: bool = True) -> None:
         # Parameters that were published are the user's: they are not written to again.
         trainer.leave_table(with_parameters=with_parameters or bool(trainer.options.average))
         if trainer.options.average:
             # The published weights are averages; training goes on from these.
             trainer.state.slots["parameters"] = trainer.network.parameters
-        self.optimizer_state_ = trainer.state
+        # The device may be another than that of the data, which everything follows.
+        self.optimizer_state_ = mapped(place.native, trainer.state)
 
     # Prediction.
 
-    def _check_X(self, X: Any) -> Any:
+    @cuda_errors.out_of_memory_explained()
+    def _scores(self, X: Any, method: str) -> tuple[Any, Place]:
+        """Return the raw scores, native, and where what is made of them is to be given back."""
         check_is_fitted(self)
-        return validate_data(
-            self,
-            X,
-            accept_sparse="csr",
-            accept_large_sparse=True,
-            dtype=self._dtype,
-            order="C",
-            reset=False,
-        )
+        check_same_place(X, self, attribute="_first_coef", method=method)
+        place = Place.of(X)
+        X = check_data(self, native(X), dtype=self._dtype, reset=False)
+        return self._raw_scores(X, device_of(X)), place
 
     @abstractmethod
-    def _raw_scores(self, X: Any) -> np.ndarray:
-        """Return the raw scores, shape (n_samples, n_outputs)."""
+    def _raw_scores(self, X: Any, device: Any) -> Any:
+        """Return the raw scores of checked X on its device, shape (n_samples, n_outputs)."""
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.array_api_support = True
         return tags
 
 
@@ -615,14 +650,38 @@ class ClassifierTargets:
             y, self._labels_of(to_host(scores), y.ndim == 2), sample_weight=weights
         )
 
-    def _labels_of(self, scores: np.ndarray, multilabel: bool) -> np.ndarray:
-        """Return the predicted labels (or the indicator matrix) of raw scores."""
+    def _labels_of(self, scores: Any, multilabel: bool) -> Any:
+        """Return the predicted labels (or the indicator matrix) of native raw scores."""
         if multilabel:
             return (scores > 0).astype(int)
+        binary = scores.shape[1] == 1
+        index = (scores[:, 0] > 0).astype(int) if binary else scores.argmax(axis=1)
         classes = self.classes_  # type: ignore[attr-defined]
-        if scores.shape[1] == 1:
-            return classes[(scores[:, 0] > 0).astype(int)]
-        return classes[scores.argmax(axis=1)]
+        if is_cuda_array(index):
+            if classes.dtype.kind not in "biuf":
+                return classes[index.get()]  # CuPy has no strings.
+            classes = device_of(index).asarray(classes)
+        return classes[index]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy on the given samples.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Samples.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            True labels.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights.
+
+        Returns
+        -------
+        score : float
+            Share of the samples of which all labels are right.
+        """
+        predicted = host(self.predict(X))  # type: ignore[attr-defined]
+        return accuracy_score(host(y), predicted, sample_weight=host(sample_weight))
 
 
 class RegressorTargets:
@@ -658,6 +717,26 @@ class RegressorTargets:
         return lambda scores: r2_score(
             y.reshape(len(y), -1), loss.predict(to_host(scores)), sample_weight=weights
         )
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the coefficient of determination of the predictions.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Samples.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            True targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights.
+
+        Returns
+        -------
+        score : float
+            At most 1; the mean over outputs.
+        """
+        predicted = host(self.predict(X))  # type: ignore[attr-defined]
+        return r2_score(host(y), predicted, sample_weight=host(sample_weight))
 
 
 class available_when:
@@ -711,6 +790,12 @@ def _scale_weights(weights: Any, rows: Any, dtype: Any) -> np.ndarray | None:
     scaled = np.zeros(len(weights), dtype=dtype)
     scaled[rows] = scale
     return scaled
+
+
+def log_of(probabilities: Any) -> Any:
+    """Return the logarithms, minus infinity of zero."""
+    with np.errstate(divide="ignore"):
+        return device_of(probabilities).xp.log(probabilities)
 
 
 def _move(device: Any, array: Any) -> Any:

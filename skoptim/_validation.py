@@ -46,7 +46,7 @@ def check_labels(y: Any, *, multilabel: bool) -> np.ndarray:
 
 def check_weights(
     sample_weight: Any,
-    X: Any,
+    y: Any,
     labels: np.ndarray | None,
     classes: np.ndarray | None,
     class_weight: Any,
@@ -61,7 +61,7 @@ def check_weights(
     weights = None
     if sample_weight is not None:
         weights = _check_sample_weight(
-            sample_weight, X, dtype=np.float64, allow_all_zero_weights=True
+            sample_weight, y, dtype=np.float64, allow_all_zero_weights=True
         )
         if (weights < 0).any():
             raise ValueError("sample_weight must not be negative.")

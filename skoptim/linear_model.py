@@ -13,16 +13,18 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import check_is_fitted
 
-from skoptim._devices import to_host
+from skoptim._arrays import Place, host, moved
+from skoptim._devices import cpu, device_of, is_cuda_array
 from skoptim._estimator import (
     BaseTrainedEstimator,
     ClassifierTargets,
     RegressorTargets,
     available_when,
+    log_of,
     require_classes,
     works_on_batches,
 )
-from skoptim._network import Network
+from skoptim._network import Dataset, Network, Views
 from skoptim.losses import LogLoss, Loss, resolve_loss
 
 __all__ = ["SGDClassifier", "SGDRegressor"]
@@ -67,6 +69,8 @@ class _Linear(BaseTrainedEstimator):
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             float32 stays float32, all else becomes float64. CSR with 32- or 64-bit indices is used
             as it is.
+            CuPy arrays and cupyx CSR matrices are trained on where they lie, and under
+            ``sklearn.set_config(array_api_dispatch=True)`` arrays of other libraries are taken too.
         y : array-like of shape (n_samples,)
             Labels, or in regression targets.
         sample_weight : array-like of shape (n_samples,) or None, default=None
@@ -117,15 +121,17 @@ class _Linear(BaseTrainedEstimator):
         return min(device.LINEAR_BATCH_SIZE, n_samples)
 
     @property
-    def _dtype(self) -> Any:
-        return self.coef_.dtype
+    def _first_coef(self) -> Any:
+        coef = self.coef_
+        return coef.data if is_cuda_array(coef) and hasattr(coef, "tocsr") else coef
 
     def _load(self, network: Network) -> None:
         slots = self.optimizer_state_.slots
         if "parameters" in slots:
-            network.parameters[...] = slots["parameters"]
+            network.parameters[...] = moved(slots["parameters"], network.device)
             return
-        coef = self.coef_.toarray() if sp.issparse(self.coef_) else self.coef_
+        coef = host(self.coef_)
+        coef = coef.toarray() if sp.issparse(coef) else coef
         self._set_initial(network, {"coef": coef, "intercept": self.intercept_})
 
     def _set_initial(self, network: Network, initial: dict[str, Any]) -> None:
@@ -133,7 +139,7 @@ class _Linear(BaseTrainedEstimator):
         for name, target in (("coef", views.coefs[0].T), ("intercept", views.intercepts[0])):
             if initial[name] is None:
                 continue
-            value = np.asarray(initial[name], dtype=network.dtype)
+            value = np.asarray(host(initial[name]), dtype=network.dtype)
             if value.size != target.size or value.shape[-1:] not in ((), target.shape[-1:]):
                 raise ValueError(f"{name}_init has shape {value.shape}; expected {target.shape}.")
             if not np.isfinite(value).all():
@@ -142,17 +148,27 @@ class _Linear(BaseTrainedEstimator):
                 )
             target[...] = network.device.asarray(value.reshape(target.shape))
 
-    def _attributes(self, network: Network, flat: Any) -> dict[str, Any]:
-        views = network.views(to_host(flat))
+    def _attributes(self, network: Network, flat: Any, place: Place) -> dict[str, Any]:
+        views = network.views(place.native(flat))
         return {
-            "coef_": views.coefs[0].T,
-            "intercept_": views.intercepts[0].copy(),
+            "coef_": place.give(self._shaped(views.coefs[0].T)),
+            "intercept_": place.give(views.intercepts[0].copy()),
         }
 
-    def _raw_scores(self, X: Any) -> np.ndarray:
-        X = self._check_X(X)
-        coef = self.coef_ if self.coef_.ndim == 2 else self.coef_.reshape(1, -1)
-        return safe_sparse_dot(X, coef.T, dense_output=True) + self.intercept_
+    def _shaped(self, coef: Any) -> Any:
+        """Return the (n_outputs, n_features) coefficients in the shape of `coef_`."""
+        return coef
+
+    def _raw_scores(self, X: Any, device: Any) -> Any:
+        coef, intercept = moved(self.coef_, device), moved(self.intercept_, device)
+        coef = coef if coef.ndim == 2 else coef.reshape(1, -1)
+        if device is cpu:
+            return safe_sparse_dot(X, coef.T, dense_output=True) + intercept
+        network = Network(
+            coef.shape[::-1], None, self._resolve_loss(), device=device, dtype=X.dtype
+        )
+        views = Views([device.asarray(coef.T)], [intercept])
+        return network.scores(Dataset(device.Matrix(X)), views)
 
     def densify(self) -> Any:
         """Turn `coef_` into a dense array, the form it has after `fit`.
@@ -162,8 +178,8 @@ class _Linear(BaseTrainedEstimator):
         self : estimator
         """
         check_is_fitted(self)
-        if sp.issparse(self.coef_):
-            self.coef_ = self.coef_.toarray()
+        if hasattr(self.coef_, "toarray"):
+            self.coef_ = self._shaped(self.coef_.toarray())
         return self
 
     def sparsify(self) -> Any:
@@ -172,9 +188,21 @@ class _Linear(BaseTrainedEstimator):
         Returns
         -------
         self : estimator
+
+        Raises
+        ------
+        TypeError
+            If `coef_` is of an array library without sparse matrices.
         """
         check_is_fitted(self)
-        self.coef_ = sp.csr_matrix(self.coef_)
+        if Place.of(self.coef_).namespace is not None:
+            raise TypeError(
+                f"coef_ is a {type(self.coef_).__name__}, and sparsify knows NumPy and CuPy; move "
+                "the estimator there with sklearn.utils._array_api.move_estimator_to."
+            )
+        coef = host(self.coef_)
+        coef = sp.csr_matrix(coef.reshape(1, -1) if coef.ndim == 1 else coef)
+        self.coef_ = Place.of(self.coef_).native(coef)
         return self
 
 
@@ -247,7 +275,11 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
     batch_size : int or "auto", default="auto"
         Samples a step; a step follows the mean gradient of its batch. "auto" is 1 on the CPU.
     device : {"cpu", "cuda"} or None, default=None
-        Where to train; None is where `X` is.
+        Where to train; None is where `X` is. Results are given back where `X` is in any case: CuPy
+        arrays for CuPy's, and for ``device="cuda"`` with NumPy or SciPy data NumPy arrays. Parallel
+        fits, as by ``GridSearchCV(n_jobs=2)``, can share a GPU in processes of joblib's default
+        backend "loky", each with a CUDA context and a copy of `X` of its own; a process forked
+        after CUDA was used cannot use it.
     asynchronous : bool, default=False
         Let `n_jobs` threads train the same weights at once, without locks (Hogwild: Niu, Recht, Ré
         and Wright, 2011, https://arxiv.org/abs/1106.5730): faster on large CSR data of which most
@@ -416,7 +448,7 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
             loss = LogLoss()
         return super()._make_network(n_features, n_outputs, loss, device, dtype)
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: Any) -> Any:
         """Return the raw scores.
 
         Parameters
@@ -429,10 +461,10 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
         scores : ndarray of shape (n_samples,) or (n_samples, n_classes)
             Above 0 means the second class, or "this class".
         """
-        scores = self._raw_scores(X)
-        return scores.ravel() if scores.shape[1] == 1 else scores
+        scores, place = self._scores(X, "decision_function")
+        return place.give(scores.ravel() if scores.shape[1] == 1 else scores)
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any) -> Any:
         """Return the predicted labels, shape (n_samples,).
 
         Parameters
@@ -444,10 +476,11 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
         -------
         labels : ndarray of shape (n_samples,)
         """
-        return self._labels_of(self._raw_scores(X), multilabel=False)
+        scores, place = self._scores(X, "predict")
+        return place.give(self._labels_of(scores, multilabel=False))
 
     @available_when(_has_probabilities)
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Any) -> Any:
         """Return the probabilities of the classes; for probabilistic losses only.
 
         Parameters
@@ -460,22 +493,11 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
         probabilities : ndarray of shape (n_samples, n_classes)
             One-vs-rest probabilities are divided by their sum.
         """
-        scores = self._raw_scores(X)
-        loss = self._resolve_loss()
-        if scores.shape[1] == 1:
-            positive = (LogLoss() if loss.kind == "multinomial" else loss).predict(scores[:, 0])
-            return np.column_stack([1 - positive, positive])
-        probabilities = loss.predict(scores)
-        if loss.kind == "multinomial":
-            return probabilities
-        total = probabilities.sum(axis=1, keepdims=True)
-        # No class claims the sample: all are equally likely.
-        nobody = total == 0
-        probabilities = np.where(nobody, 1 / scores.shape[1], probabilities)
-        return (probabilities / np.where(nobody, 1, total)).astype(scores.dtype, copy=False)
+        scores, place = self._scores(X, "predict_proba")
+        return place.give(self._probabilities(scores))
 
     @available_when(_has_probabilities)
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: Any) -> Any:
         """Return the logarithms of the probabilities of the classes.
 
         Parameters
@@ -487,8 +509,22 @@ class SGDClassifier(ClassifierTargets, ClassifierMixin, _Linear):
         -------
         log_probabilities : ndarray of shape (n_samples, n_classes)
         """
-        with np.errstate(divide="ignore"):
-            return np.log(self.predict_proba(X))
+        scores, place = self._scores(X, "predict_log_proba")
+        return place.give(log_of(self._probabilities(scores)))
+
+    def _probabilities(self, scores: Any) -> Any:
+        loss, xp = self._resolve_loss(), device_of(scores).xp
+        if scores.shape[1] == 1:
+            positive = (LogLoss() if loss.kind == "multinomial" else loss).predict(scores[:, 0])
+            return xp.stack([1 - positive, positive], axis=1)
+        probabilities = loss.predict(scores)
+        if loss.kind == "multinomial":
+            return probabilities
+        total = probabilities.sum(axis=1, keepdims=True)
+        # No class claims the sample: all are equally likely.
+        nobody = total == 0
+        probabilities = xp.where(nobody, 1 / scores.shape[1], probabilities)
+        return (probabilities / xp.where(nobody, 1, total)).astype(scores.dtype, copy=False)
 
 
 class SGDRegressor(RegressorTargets, RegressorMixin, _Linear):
@@ -541,7 +577,7 @@ class SGDRegressor(RegressorTargets, RegressorMixin, _Linear):
     batch_size : int or "auto", default="auto"
         Samples a step. "auto" is 1 on the CPU.
     device : {"cpu", "cuda"} or None, default=None
-        Where to train; None is where `X` is.
+        Where to train; None is where `X` is. As in `SGDClassifier`.
     asynchronous : bool, default=False
         Let `n_jobs` threads train the same weights at once, without locks (Hogwild: Niu, Recht, Ré
         and Wright, 2011, https://arxiv.org/abs/1106.5730): faster on large CSR data of which most
@@ -640,22 +676,10 @@ class SGDRegressor(RegressorTargets, RegressorMixin, _Linear):
     def _resolve_loss(self) -> Loss:
         return resolve_loss(self.loss, regression=True, epsilon=self.epsilon)
 
-    def _attributes(self, network: Network, flat: Any) -> dict[str, Any]:
-        attributes = super()._attributes(network, flat)
-        return {**attributes, "coef_": attributes["coef_"].ravel()}
+    def _shaped(self, coef: Any) -> Any:
+        return coef.ravel()
 
-    def densify(self) -> SGDRegressor:
-        """Turn `coef_` into a dense array of shape (n_features,).
-
-        Returns
-        -------
-        self : SGDRegressor
-        """
-        super().densify()
-        self.coef_ = self.coef_.reshape(-1)
-        return self
-
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any) -> Any:
         """Return the predictions, through the loss's link ("poisson": expected counts).
 
         Parameters
@@ -667,7 +691,8 @@ class SGDRegressor(RegressorTargets, RegressorMixin, _Linear):
         -------
         predictions : ndarray of shape (n_samples,)
         """
-        return self._resolve_loss().predict(self._raw_scores(X)[:, 0])
+        scores, place = self._scores(X, "predict")
+        return place.give(self._resolve_loss().predict(scores[:, 0]))
 
 
 def _initial(coef: Any, intercept: Any) -> dict[str, Any] | None:

@@ -9,11 +9,11 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.special import expit, softmax
+from scipy.special import expit
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 
-from skoptim._devices import cpu
+from skoptim._devices import cpu, device_of
 
 __all__ = [
     "EpsilonInsensitive",
@@ -155,7 +155,7 @@ class Poisson(Loss):
 
     def predict(self, scores: Any) -> Any:
         """Return the expected count, the exponential of the score."""
-        return np.exp(scores)
+        return device_of(scores).xp.exp(scores)
 
 
 class Quantile(Loss):
@@ -203,7 +203,8 @@ class LogLoss(_BinaryLoss):
 
     def predict(self, scores: Any) -> Any:
         """Return the probability of the positive class."""
-        return expit(scores)
+        device = device_of(scores)
+        return expit(scores) if device is cpu else 1 / (1 + device.xp.exp(-scores))
 
 
 class ModifiedHuber(_BinaryLoss):
@@ -213,7 +214,7 @@ class ModifiedHuber(_BinaryLoss):
 
     def predict(self, scores: Any) -> Any:
         """Return the probability of the positive class."""
-        return (np.clip(scores, -1, 1) + 1) / 2
+        return (device_of(scores).xp.clip(scores, -1, 1) + 1) / 2
 
 
 class Perceptron(_BinaryLoss):
@@ -231,7 +232,10 @@ class Multinomial(Loss):
 
     def predict(self, scores: Any) -> Any:
         """Return the probabilities of the classes."""
-        return softmax(scores, axis=1)
+        xp = device_of(scores).xp
+        scores = xp.asarray(scores)
+        odds = xp.exp(scores - scores.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
 
 
 _BY_NAME: dict[str, type[Loss]] = {

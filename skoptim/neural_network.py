@@ -9,13 +9,15 @@ import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skoptim._devices import select_device, to_host
+from skoptim._arrays import Place, moved
+from skoptim._devices import device_of
 from skoptim._estimator import (
     BaseTrainedEstimator,
     ClassifierTargets,
     RegressorTargets,
     Targets,
     available_when,
+    log_of,
     require_classes,
     works_on_batches,
 )
@@ -55,6 +57,8 @@ class _MLP(BaseTrainedEstimator):
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             float32 stays float32, all else becomes float64.
+            CuPy arrays and cupyx CSR matrices are trained on where they lie, and under
+            ``sklearn.set_config(array_api_dispatch=True)`` arrays of other libraries are taken too.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Labels, or a 0/1 indicator matrix (multilabel); in regression targets.
         sample_weight : array-like of shape (n_samples,) or None, default=None
@@ -102,12 +106,12 @@ class _MLP(BaseTrainedEstimator):
         return min(200, n_samples)
 
     @property
-    def _dtype(self) -> Any:
-        return self.coefs_[0].dtype
+    def _first_coef(self) -> Any:
+        return self.coefs_[0]
 
     def _load(self, network: Network) -> None:
         views = network.views(network.parameters)
-        found = [coef.shape for coef in self.coefs_]
+        found = [tuple(coef.shape) for coef in self.coefs_]
         if found != network.shapes:
             raise ValueError(
                 f"hidden_layer_sizes={self.hidden_layer_sizes!r} wants layers of shapes "
@@ -117,13 +121,13 @@ class _MLP(BaseTrainedEstimator):
         for target, value in zip(
             (*views.coefs, *views.intercepts), (*self.coefs_, *self.intercepts_), strict=True
         ):
-            target[...] = network.device.asarray(value)
+            target[...] = moved(value, network.device)
 
-    def _attributes(self, network: Network, flat: Any) -> dict[str, Any]:
-        views = network.views(to_host(flat))
+    def _attributes(self, network: Network, flat: Any, place: Place) -> dict[str, Any]:
+        views = network.views(place.native(flat))
         return {
-            "coefs_": views.coefs,
-            "intercepts_": views.intercepts,
+            "coefs_": [place.give(coef) for coef in views.coefs],
+            "intercepts_": [place.give(intercept) for intercept in views.intercepts],
             "n_layers_": network.n_layers + 1,
             "n_outputs_": network.layer_sizes[-1],
             "out_activation_": self._out_activation(network.loss),
@@ -134,20 +138,19 @@ class _MLP(BaseTrainedEstimator):
             loss.name, "identity"
         )
 
-    def _raw_scores(self, X: Any) -> np.ndarray:
-        X = self._check_X(X)
-        device = select_device(X, None)
+    def _raw_scores(self, X: Any, device: Any) -> Any:
+        coefs, intercepts = (
+            [device.asarray(moved(array, device)) for array in arrays]
+            for arrays in (self.coefs_, self.intercepts_)
+        )
         network = Network(
-            (X.shape[1], *(len(b) for b in self.intercepts_)),
+            (X.shape[1], *(len(intercept) for intercept in intercepts)),
             get_activation(self.activation),
             self._resolve_loss(),
             device=device,
-            dtype=self._dtype,
+            dtype=X.dtype,
         )
-        views = Views(
-            [np.ascontiguousarray(coef) for coef in self.coefs_],
-            [np.ascontiguousarray(intercept) for intercept in self.intercepts_],
-        )
+        views = Views(coefs, intercepts)
         return network.scores(Dataset(device.Matrix(X)), views)
 
 
@@ -203,7 +206,11 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, multiplied into the sample weights.
     device : {"cpu", "cuda"} or None, default=None
-        Where to train; None is where `X` is.
+        Where to train; None is where `X` is. Results are given back where `X` is in any case: CuPy
+        arrays for CuPy's, and for ``device="cuda"`` with NumPy or SciPy data NumPy arrays. Parallel
+        fits, as by ``GridSearchCV(n_jobs=2)``, can share a GPU in processes of joblib's default
+        backend "loky", each with a CUDA context and a copy of `X` of its own; a process forked
+        after CUDA was used cannot use it.
 
     Attributes
     ----------
@@ -352,7 +359,7 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
         self._is_multilabel = targets.labels is None
         return targets
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: Any) -> Any:
         """Return the raw scores, before the output activation.
 
         Parameters
@@ -364,10 +371,11 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
         -------
         scores : ndarray of shape (n_samples,) or (n_samples, n_outputs)
         """
-        scores = self._raw_scores(X)
-        return scores.ravel() if scores.shape[1] == 1 and not self._is_multilabel else scores
+        scores, place = self._scores(X, "decision_function")
+        is_flat = scores.shape[1] == 1 and not self._is_multilabel
+        return place.give(scores.ravel() if is_flat else scores)
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any) -> Any:
         """Return the predicted labels.
 
         Parameters
@@ -379,9 +387,10 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
         -------
         labels : ndarray of shape (n_samples,) or (n_samples, n_labels)
         """
-        return self._labels_of(self._raw_scores(X), self._is_multilabel)
+        scores, place = self._scores(X, "predict")
+        return place.give(self._labels_of(scores, self._is_multilabel))
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Any) -> Any:
         """Return the probabilities of the classes, or of each label.
 
         Parameters
@@ -393,15 +402,10 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
         -------
         probabilities : ndarray of shape (n_samples, n_classes)
         """
-        scores = self._raw_scores(X)
-        if self._is_multilabel:
-            return LogLoss().predict(scores)
-        if scores.shape[1] == 1:
-            positive = LogLoss().predict(scores[:, 0])
-            return np.column_stack([1 - positive, positive])
-        return Multinomial().predict(scores)
+        scores, place = self._scores(X, "predict_proba")
+        return place.give(self._probabilities(scores))
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: Any) -> Any:
         """Return the logarithms of the probabilities of the classes.
 
         Parameters
@@ -413,8 +417,16 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
         -------
         log_probabilities : ndarray of shape (n_samples, n_classes)
         """
-        with np.errstate(divide="ignore"):
-            return np.log(self.predict_proba(X))
+        scores, place = self._scores(X, "predict_log_proba")
+        return place.give(log_of(self._probabilities(scores)))
+
+    def _probabilities(self, scores: Any) -> Any:
+        if self._is_multilabel:
+            return LogLoss().predict(scores)
+        if scores.shape[1] == 1:
+            positive = LogLoss().predict(scores[:, 0])
+            return device_of(positive).xp.stack([1 - positive, positive], axis=1)
+        return Multinomial().predict(scores)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -534,7 +546,7 @@ class MLPRegressor(RegressorTargets, RegressorMixin, _MLP):
     def _resolve_loss(self) -> Loss:
         return resolve_loss(self.loss, regression=True)
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any) -> Any:
         """Return the predictions, through the loss's link.
 
         Parameters
@@ -546,8 +558,9 @@ class MLPRegressor(RegressorTargets, RegressorMixin, _MLP):
         -------
         predictions : ndarray of shape (n_samples,) or (n_samples, n_outputs)
         """
-        predictions = self._resolve_loss().predict(self._raw_scores(X))
-        return predictions.ravel() if predictions.shape[1] == 1 else predictions
+        scores, place = self._scores(X, "predict")
+        predictions = self._resolve_loss().predict(scores)
+        return place.give(predictions.ravel() if predictions.shape[1] == 1 else predictions)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

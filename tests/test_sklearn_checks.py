@@ -91,6 +91,8 @@ def test_check_estimator(estimator, optimizer):
         warnings.simplefilter("ignore")
         results = check_estimator(estimator, expected_failed_checks=expected, on_fail=None)
     for result in results:
-        assert result["status"] in ("passed", "xfail"), (
+        # Array libraries that are not installed, and devices that are not there.
+        skipped = ("skipped",) if result["check_name"].startswith("check_array_api") else ()
+        assert result["status"] in ("passed", "xfail", *skipped), (
             f"{result['check_name']}: {result['exception']}"
         )

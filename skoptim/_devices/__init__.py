@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from skoptim._devices import cpu
+from skoptim._devices import cpu, cuda_errors
 
 __all__ = ["cpu", "cuda_device", "device_of", "is_cuda_array", "select_device", "to_host"]
 
@@ -22,7 +22,10 @@ def cuda_device() -> ModuleType:
     """Return the CUDA primitives, or say in one line what is missing."""
     from skoptim._devices import cuda
 
-    cuda.require_device()
+    cuda_errors.refuse_after_fork()
+    with cuda_errors.fork_explained():
+        cuda.require_device()
+    cuda_errors.remember_process()
     return cuda
 
 
