@@ -39,8 +39,9 @@ LINEAR_BATCH_SIZE = 1024
 #: Up to so many outputs the terms of a sparse gradient are scattered, beyond they are sorted.
 SCATTERED_WIDTH = 4
 
-_ROWS_PER_CHUNK, _COLUMNS_PER_BLOCK = 512, 8  # of a column sum
+_ROWS_PER_CHUNK = 512  # of a column sum
 _ROWS_PER_PART = 4096  # of a look at all of a dense matrix
+_ENTRY_THREADS = 16  # of a row in kernels that take entries one by one: EachEntry in sparse.cuh
 _GROUP_L1 = 3  # the column of group_l1 in a row of prepared scalars
 
 
@@ -267,7 +268,7 @@ class Updater:
             launch(
                 "pay_entries",
                 self._template,
-                touched.n * WARP_SIZE,
+                touched.n * _ENTRY_THREADS,
                 **self._parameters,
                 **self._steps,
                 **touched.entries,
@@ -294,7 +295,7 @@ class Updater:
         given = {**self._parameters, **self._scalars(step), "width": self._width}
         given |= {"gradient_scale": self.gradient_scale, "paid": self._paid}
         if self._width <= SCATTERED_WIDTH:
-            n_threads = touched.n * WARP_SIZE
+            n_threads = touched.n * _ENTRY_THREADS
             sums = touched.scattered(delta)
             launch("apply_entries", self._template, n_threads, **given, **touched.entries, **sums)
             touched.forget()
@@ -508,14 +509,13 @@ def gather_rows(x: Any, rows: Any, first: Any, out: Any) -> None:
     launch(
         "gather_rows",
         (x.dtype.name,),
-        n * tile_size(width),
+        out.size,
         x=x,
         width=width,
         rows=rows,
         first=first,
         n=n,
         out=out,
-        tile_size=tile_size(width),
     )
 
 
@@ -675,7 +675,7 @@ class Touched:
         launch(
             "scatter",
             template,
-            self.n * WARP_SIZE,
+            self.n * _ENTRY_THREADS,
             data=X.data,
             indices=X.indices,
             indptr=X.indptr,
@@ -787,7 +787,8 @@ def column_sums(a: Any, out: Any) -> None:
     """Write a.sum(axis=0) to `out`: chunks of rows first, then the sums of the chunks."""
     n, width = a.shape
     n_chunks = max(1, -(-n // _ROWS_PER_CHUNK))
-    lanes = min(tile_size(width), _COLUMNS_PER_BLOCK)
+    # Narrow tiles make more blocks of a small array.
+    lanes = min(tile_size(width), 8 if a.size < 2**18 else WARP_SIZE)
     sums = out if n_chunks == 1 else empty((n_chunks, width), a.dtype)
     launch(
         "column_sums",

@@ -126,13 +126,16 @@ def _launcher(kernel_name: str, template: tuple[str, ...]) -> _Launcher:
 def launch(
     kernel: str, template: tuple[str, ...], n_threads: int, /, *, grid: Any = None, **arguments: Any
 ) -> None:
-    """Run a kernel on `n_threads` threads, or on a grid of blocks; its arguments go by name."""
+    """Run a kernel on about `n_threads` threads, or on a grid; its arguments go by name."""
     if n_threads > 0:
-        _launcher(kernel, template)(grid or (-(-n_threads // BLOCK_SIZE),), arguments)
+        _launcher(kernel, template)(grid or (n_blocks(n_threads),), arguments)
 
 
 def n_blocks(n_threads: int) -> int:
-    """Return how many blocks sum up; from the work alone, so that sums repeat on any device."""
+    """Return the size of the grid; from the work alone, so that sums repeat on any device.
+
+    No more blocks than a large device runs at once: what a thread reads first, it reads once.
+    """
     return min(-(-n_threads // BLOCK_SIZE), MOST_BLOCKS)
 
 

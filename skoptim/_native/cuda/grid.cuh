@@ -10,6 +10,16 @@ constexpr int block_size = 256, warp_size = 32;
 SKOPTIM_HD int64_t grid_begin() { return int64_t(blockIdx.x) * block_size + threadIdx.x; }
 SKOPTIM_HD int64_t grid_stride() { return int64_t(gridDim.x) * block_size; }
 
+// The same, four elements a thread at a time: where all are read before the first is written, reads overlap.
+struct Quad {
+  int64_t first, end;
+  SKOPTIM_HD explicit Quad(int64_t n) : first(grid_begin()), end(n) {}
+  SKOPTIM_HD bool begins() const { return first < end; }
+  SKOPTIM_HD void next() { first += 4 * grid_stride(); }
+  SKOPTIM_HD int64_t at(int j) const { return first + j * grid_stride(); }
+  SKOPTIM_HD bool has(int j) const { return at(j) < end; }
+};
+
 // A number that may move with the steps of a recorded launch: `counter` holds how many were taken (null:
 // the number stands still).
 SKOPTIM_HD int64_t moved(int64_t offset, int64_t per_step, const int64_t* counter) {

@@ -65,18 +65,28 @@ __global__ void multinomial_loss(const T* z, int64_t n, int64_t n_outputs, const
 // z += bias, a = f(z); a may be z.
 template <class Activation, class T>
 __global__ void activation_forward(T* z, const T* bias, T* a, int64_t n, int64_t width) {
-  for (int64_t e = grid_begin(); e < n * width; e += grid_stride()) {
-    const T input = z[e] + bias[Place(e, width).column];
-    if (z != a) z[e] = input;
-    a[e] = Activation::value(input);
+  for (Quad e(n * width); e.begins(); e.next()) {
+    T input[4];
+    for (int j = 0; j < 4; ++j)
+      if (e.has(j)) input[j] = z[e.at(j)] + bias[Place(e.at(j), width).column];
+    for (int j = 0; j < 4; ++j)
+      if (e.has(j)) {
+        if (z != a) z[e.at(j)] = input[j];
+        a[e.at(j)] = Activation::value(input[j]);
+      }
   }
 }
 
 // delta *= f'.
 template <class Activation, class T>
 __global__ void activation_backward(const T* z, const T* a, T* delta, int64_t n) {
-  for (int64_t e = grid_begin(); e < n; e += grid_stride())
-    delta[e] *= Activation::derivative(z[e], a[e]);
+  for (Quad e(n); e.begins(); e.next()) {
+    T product[4];
+    for (int j = 0; j < 4; ++j)
+      if (e.has(j)) product[j] = delta[e.at(j)] * Activation::derivative(z[e.at(j)], a[e.at(j)]);
+    for (int j = 0; j < 4; ++j)
+      if (e.has(j)) delta[e.at(j)] = product[j];
+  }
 }
 
 // One thread draws the four words that decide over four neighbouring units, as `survives` does.
@@ -95,13 +105,17 @@ __global__ void dropout(const T* a, int64_t n, uint64_t seed, int64_t stream, in
 
 template <class T>
 __global__ void gather_rows(const T* x, int64_t width, const int64_t* rows, int64_t first,
-                            int64_t first_per_step, const int64_t* counter, int64_t n, T* out,
-                            int32_t tile_size) {
+                            int64_t first_per_step, const int64_t* counter, int64_t n, T* out) {
   const Batch batch(rows, moved(first, first_per_step, counter));
-  const Tile tile(tile_size);
-  for (int64_t i = tile.begin; i < n; i += tile.stride) {
-    const T* const from = x + batch.row(i) * width;
-    for (int64_t k = tile.lane; k < width; k += tile.size) out[i * width + k] = from[k];
+  for (Quad e(n * width); e.begins(); e.next()) {
+    T value[4];
+    for (int j = 0; j < 4; ++j)
+      if (e.has(j)) {
+        const Place place(e.at(j), width);
+        value[j] = x[batch.row(place.row) * width + place.column];
+      }
+    for (int j = 0; j < 4; ++j)
+      if (e.has(j)) out[e.at(j)] = value[j];
   }
 }
 

@@ -16,16 +16,18 @@ struct Parameters {
   SKOPTIM_HD T unit_of(int64_t column) const { return unit ? unit[column] : T(1); }
 };
 
-// One parameter with its state, and the rule's own scalars, in registers.
+// One parameter with its state in registers.
 template <class Rule, class T>
 struct Cell {
-  const Parameters<T>& p;
   int64_t i;
   T w, s[Rule::n_slots + 1];
-  SKOPTIM_HD Cell(const Parameters<T>& p_, int64_t i_) : p(p_), i(i_), w(p_.w[i_]), s{} {
+  SKOPTIM_HD Cell(const Parameters<T>& p, int64_t i_) : s{} { load(p, i_); }
+  SKOPTIM_HD void load(const Parameters<T>& p, int64_t i_) {
+    i = i_;
+    w = p.w[i];
     for (int j = 0; j < Rule::n_slots; ++j) s[j] = p.slots[j][i];
   }
-  SKOPTIM_HD void store() const {
+  SKOPTIM_HD void store(const Parameters<T>& p) const {
     p.w[i] = w;
     for (int j = 0; j < Rule::n_slots; ++j) p.slots[j][i] = s[j];
   }
@@ -75,13 +77,23 @@ __global__ void apply(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, co
   const Common<T> intercept = unpenalised(k.common);
   const Extras extras_of_coefs = extras(k.common), extras_of_intercepts = extras(intercept);
   const T scale = gradient_scale ? *gradient_scale : T(1);
-  for (int64_t i = begin + grid_begin(); i < end; i += grid_stride()) {
-    Cell<Rule, T> cell(p, i);
+  int64_t i = begin + grid_begin();
+  if (i >= end) return;
+  // What comes next is read before this is written, so that reading and reckoning overlap.
+  Cell<Rule, T> following(p, i);
+  T following_g = g[i - begin];
+  for (; i < end; i += grid_stride()) {
+    Cell<Rule, T> cell = following;
+    const T own_g = following_g;
+    if (i + grid_stride() < end) {
+      following.load(p, i + grid_stride());
+      following_g = g[i + grid_stride() - begin];
+    }
     const bool in_columns = unit && i < n_columns * width, penalised = i < n_penalised;
     const Scalars<Rule, T> own = k.with_unit(in_columns ? unit[Place(i, width).row] : T(1));
-    update_as<Rule>(penalised ? extras_of_coefs : extras_of_intercepts, cell.w, scale * g[i - begin], cell.s,
+    update_as<Rule>(penalised ? extras_of_coefs : extras_of_intercepts, cell.w, scale * own_g, cell.s,
                     penalised ? k.common : intercept, own.own);
-    cell.store();
+    cell.store(p);
     if (average && k.common.average != T(0)) average[i] += double(k.common.average) * cell.w;
   }
 }
@@ -136,7 +148,7 @@ __global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* ave
     for (int64_t i = tile.lane; i < width; i += tile.size) {
       Cell<Rule, T> cell(p, begin + i);
       update_as<Rule>(kind, cell.w, scale * own.gradient(sums, j, width, i), cell.s, k.common, k.own);
-      cell.store();
+      cell.store(p);
     }
     finish_column<Rule>(p, tile, begin, width, k);
     if (tile.lane == 0) paid[column] = int32_t(now + 1);
@@ -159,17 +171,19 @@ __global__ void apply_entries(T* w, T* slot_0, T* slot_1, T* slot_2, double* ave
   const FixedPoint<T> fixed{bounds, n_bounds, double(n) * double(*largest)};
   const Scalars<Rule, T> common(rows + now * row_width);
   const Extras kind = extras(common.common);
-  const Tile warp(warp_size), alone(1);
-  for (int64_t j = warp.begin; j < n; j += warp.stride) {
-    const int64_t row = batch.row(j), end = indptr[row + 1];
-    for (int64_t e = indptr[row] + warp.lane; e < end; e += warp.size) {
-      const int64_t column = indices[e], begin = column * width;
-      if (!claims(paid, column, now + 1)) continue;
+  const Tile alone(1);
+  __shared__ ColumnSet met;
+  EachEntry entries(batch, indptr, n);
+  for (; entries.begins(); entries.next()) {
+    met.clear();
+    for (entries.first(); entries.has(); entries.advance()) {
+      const int64_t column = indices[entries.at()], begin = column * width;
+      if (!met.may_be_new(column) || !claims(paid, column, now + 1)) continue;
       const Scalars<Rule, T> k = common.with_unit(p.unit_of(column));
       for (int64_t i = begin; i < begin + width; ++i) {
         Cell<Rule, T> cell(p, i);
         update_as<Rule>(kind, cell.w, scale * fixed.value(sums[i], column), cell.s, k.common, k.own);
-        cell.store();
+        cell.store(p);
         sums[i] = 0;
       }
       finish_column<Rule>(p, alone, begin, width, k);
@@ -188,14 +202,14 @@ SKOPTIM_HD void pay_group(const Parameters<T>& p, const Tile& tile, int64_t begi
       Cell<Rule, T> cell(p, i);
       update<Rule>(cell.w, T(0), cell.s, k.common, k.own);
       at_rest = at_rest && cell.w == T(0) && p.w[i] == T(0);
-      cell.store();
+      cell.store(p);
     }
     const bool lasts = double(k.common.learning_rate) >= 0.5 * steps.highest_rate[t];
     if (lasts && tile.all(at_rest)) {
       for (int64_t i = begin + tile.lane; i < begin + width; i += tile.size) {
         Cell<Rule, T> cell(p, i);
         Rule::coast(cell.s, k.own, T(to - t - 1));
-        cell.store();
+        cell.store(p);
       }
       return;
     }
@@ -222,7 +236,7 @@ SKOPTIM_HD void pay_column(const Parameters<T>& p, const Tile& tile, int64_t col
     Cell<Rule, T> cell(p, i);
     double sum = p.average ? p.average[i] : 0.0;
     pay<Rule>(cell.w, cell.s, &sum, p.unit_of(column), steps, from, to);
-    cell.store();
+    cell.store(p);
     if (p.average) p.average[i] = sum;
   }
 }
@@ -271,13 +285,16 @@ __global__ void pay_entries(T* w, T* slot_0, T* slot_1, T* slot_2, double* avera
   const bool grouped = load_common(rows).group_l1 > T(0);
   const int32_t now = int32_t(moved(to, to_per_step, counter));
   const Batch batch(samples, moved(first, first_per_step, counter));
-  const Tile warp(warp_size), alone(1);
-  for (int64_t j = warp.begin; j < n; j += warp.stride) {
-    const int64_t row = batch.row(j), end = indptr[row + 1];
-    for (int64_t e = indptr[row] + warp.lane; e < end; e += warp.size) {
+  const Tile alone(1);
+  __shared__ ColumnSet met;
+  EachEntry entries(batch, indptr, n);
+  for (; entries.begins(); entries.next()) {
+    met.clear();
+    for (entries.first(); entries.has(); entries.advance()) {
+      const int32_t column = indices[entries.at()];
       int32_t from;
-      if (claims(paid, indices[e], now, &from))
-        pay_column<Rule>(p, alone, indices[e], width, steps, grouped, from, now);
+      if (met.may_be_new(column) && claims(paid, column, now, &from))
+        pay_column<Rule>(p, alone, column, width, steps, grouped, from, now);
     }
   }
 }

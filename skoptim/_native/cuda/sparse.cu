@@ -61,15 +61,25 @@ __global__ void scatter(const T* data, const int32_t* indices, const int64_t* in
                         int32_t n_bounds, const T* delta, const T* largest, int64_t width, int64_t* sums) {
   const Batch batch(rows, moved(first, first_per_step, counter));
   const FixedPoint<T> fixed{bounds, n_bounds, double(n) * double(*largest)};
-  const Tile warp(warp_size);
-  for (int64_t i = warp.begin; i < n; i += warp.stride) {
-    const int64_t row = batch.row(i), end = indptr[row + 1];
-    for (int64_t e = indptr[row] + warp.lane; e < end; e += warp.size) {
-      const int64_t column = indices[e];
-      const double factor = double(data[e]) * fixed.scale(column);
-      for (int64_t k = 0; k < width; ++k) fixed.add(sums + column * width + k, factor * double(delta[i * width + k]));
+  __shared__ ColumnSet met;
+  __shared__ int64_t own[ColumnSet::n_slots];  // The block's sums of one output.
+  EachEntry entries(batch, indptr, n);
+  for (; entries.begins(); entries.next())
+    for (int64_t k = 0; k < width; ++k) {
+      met.clear();
+      for (int slot = threadIdx.x; slot < ColumnSet::n_slots; slot += block_size) own[slot] = 0;
+      __syncthreads();
+      for (entries.first(); entries.has(); entries.advance()) {
+        const int32_t column = indices[entries.at()];
+        const double term = double(data[entries.at()]) * double(delta[entries.row * width + k]);
+        bool is_new;
+        const int slot = met.place(column, is_new);
+        fixed.add(slot < 0 ? sums + column * width + k : own + slot, term * fixed.scale(column));
+      }
+      __syncthreads();
+      for (int slot = threadIdx.x; slot < ColumnSet::n_slots; slot += block_size)
+        if (own[slot] != 0) atomicAdd((uint64_t*)(sums + met.columns[slot] * width + k), uint64_t(own[slot]));
     }
-  }
 }
 
 // g (n_columns, width) += those sums, which are zero afterwards.

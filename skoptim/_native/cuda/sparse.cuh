@@ -43,6 +43,64 @@ struct FixedPoint {
   SKOPTIM_HD T value(int64_t sum, int64_t column) const { return T(ldexp(double(sum), -exponent(column))); }
 };
 
+// Walks over the entries of a batch of rows, block by block of rows_at_once rows, a warp a row: `begins`, `next` for
+// the blocks, `first`, `has`, `advance` for this thread's entries in them.
+struct EachEntry {
+  static constexpr int rows_at_once = 16, n_warps = block_size / warp_size;
+  const Batch batch;
+  const int64_t* indptr;
+  int64_t n, block, row, end_row, entry, end;
+  SKOPTIM_HD EachEntry(const Batch& batch_, const int64_t* indptr_, int64_t n_)
+      : batch(batch_), indptr(indptr_), n(n_), block(int64_t(blockIdx.x) * rows_at_once) {}
+  SKOPTIM_HD bool begins() const { return block < n; }
+  SKOPTIM_HD void next() { block += int64_t(gridDim.x) * rows_at_once; }
+  SKOPTIM_HD void first() {
+    row = block + threadIdx.x / warp_size;
+    end_row = block + rows_at_once < n ? block + rows_at_once : n;
+    open();
+  }
+  SKOPTIM_HD bool has() const { return entry < end; }
+  SKOPTIM_HD void advance() {
+    entry += warp_size;
+    if (entry < end) return;
+    row += n_warps;
+    open();
+  }
+  SKOPTIM_HD int64_t at() const { return entry; }
+  // The first row from here on that has an entry for this lane.
+  SKOPTIM_HD void open() {
+    for (entry = end = 0; row < end_row; row += n_warps) {
+      const int64_t source = batch.row(row);
+      entry = indptr[source] + threadIdx.x % warp_size;
+      end = indptr[source + 1];
+      if (entry < end) return;
+    }
+  }
+};
+
+// Some of the columns that a block has met, in shared memory. Without it all blocks would ask for the columns that
+// every row has at once, and an address answers one after the other.
+struct ColumnSet {
+  static constexpr int n_slots = 1024;
+  int32_t columns[n_slots];
+  SKOPTIM_HD void clear() {
+    __syncthreads();
+    for (int slot = threadIdx.x; slot < n_slots; slot += block_size) columns[slot] = -1;
+    __syncthreads();
+  }
+  // Where the column stands; -1 if another has its place. `is_new` if it did not stand there before.
+  SKOPTIM_HD int place(int32_t column, bool& is_new) {
+    const int slot = (uint32_t(column) * 2654435769u) >> 22;
+    const int32_t found = atomicCAS(columns + slot, -1, column);
+    is_new = found == -1;
+    return is_new || found == column ? slot : -1;
+  }
+  SKOPTIM_HD bool may_be_new(int32_t column) {
+    bool is_new;
+    return place(column, is_new) < 0 || is_new;
+  }
+};
+
 // Not negative numbers are ordered as their bits are.
 SKOPTIM_HD void atomic_largest(float* largest, float value) { atomicMax((int32_t*)largest, __float_as_int(value)); }
 SKOPTIM_HD void atomic_largest(double* largest, double value) {
