@@ -6,10 +6,12 @@ Whether the kernels compute the right thing is for ``test_gpu.py``, on a machine
 
 import ast
 import ctypes
+import gc
 import inspect
 import re
 import subprocess
 import sys
+import weakref
 from functools import cache
 from importlib.util import find_spec
 from itertools import product
@@ -293,6 +295,20 @@ def test_matrices_have_the_attributes_of_the_cpu():
     used = {name for name in dir(host) if not name.startswith("_")} - {"native"}
     set_in_init = set(re.findall(r"self\.(\w+)", inspect.getsource(cuda.Matrix.__init__)))
     assert used <= set_in_init | set(vars(cuda.Matrix))
+
+
+def test_a_batch_lets_go_of_its_data():
+    # In a cycle of references, memory on the device would wait for Python's collector.
+    touched = cuda.Touched(object())
+    batch, uses = weakref.ref(touched), gc.isenabled()
+    gc.disable()
+    try:
+        assert touched.native is touched
+        del touched
+        assert batch() is None
+    finally:
+        if uses:
+            gc.enable()
 
 
 def test_constants_of_the_cpu_exist():

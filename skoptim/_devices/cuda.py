@@ -586,8 +586,13 @@ class Touched:
     """
 
     def __init__(self, X: Matrix):
-        self.X, self.native = X, self
+        self.X = X
         self._sums: tuple[Any, Any] | None = None
+
+    @property
+    def native(self) -> Touched:
+        """What updaters take: itself. As an attribute it would keep itself alive."""
+        return self
 
     def sort(self, rows: Any, first: Any, n: int) -> None:
         """Take X[rows[first:first + n]], or X[first:first + n] when `rows` is None."""
