@@ -368,7 +368,7 @@ class TaskObject {
 };
 
 // A pass over fewer numbers is done before another thread has started.
-constexpr int64_t worth_a_thread = 1 << 17;
+constexpr int64_t worth_a_thread = 1 << 17, numbers_of_a_part = 1 << 15;
 
 // A batch of CSR rows sorted by columns, in memory that is used again.
 template <class T>
@@ -447,7 +447,8 @@ class Updater {
     check_touched(touched, z.shape(0), z.shape(1), step);
     Computing section;
     const Touched<T>& view = touched.view;
-    Team(threads_for(view)).run([&](Part part) {
+    const int64_t n_threads = threads_for(view);
+    Helpers::share(n_threads, n_threads, [&](Part part) {
       const Layer layer{width_, border(part.first(width_)), border(part.last(width_))};
       rule_.multiply_touched(parameters_, view, layer, block_, paid_.data(), step, z.data());
     });
@@ -461,7 +462,8 @@ class Updater {
     const Touched<T>& view = touched.view;
     gradient_.resize(width_);
     const T* const scalars = row(step);
-    Team(threads_for(view)).run([&](Part part) {
+    const int64_t n_threads = threads_for(view);
+    Helpers::share(n_threads, n_threads, [&](Part part) {
       const Layer layer{width_, border(part.first(width_)), border(part.last(width_))};
       rule_.apply_touched(parameters_, view, layer, delta.data(), T(factor), scalars, gradient_.data() + layer.begin);
     });
@@ -473,7 +475,7 @@ class Updater {
     require(!paid_.empty() || n_columns_ == 0, "settle: this updater keeps no ledger");
     require(step >= 0 && step <= block_.n_steps, "step: outside the block of prepared scalars");
     Computing section;
-    Team(n_columns_ * width_ < worth_a_thread ? 1 : n_threads_).run([&](Part part) {
+    share(n_columns_ * width_, [&](Part part) {
       const int64_t begin = part.first(n_columns_), end = part.last(n_columns_);
       rule_.pay_columns(parameters_, begin, end, width_, block_, paid_.data(), step);
     });
@@ -500,6 +502,13 @@ class Updater {
     return block_.rows + step * block_.width;
   }
 
+  // Calls visit(part) for parts of n numbers.
+  template <class Visit>
+  void share(int64_t n, Visit&& visit) const {
+    const bool worth = n >= worth_a_thread;
+    Helpers::share(worth ? n_threads_ : 1, worth ? n / numbers_of_a_part : 1, visit);
+  }
+
   // Units of the first layer are shared out in whole vectors.
   int64_t border(int64_t unit) const { return unit == width_ ? width_ : unit / 16 * 16; }
 
@@ -517,7 +526,7 @@ class Updater {
   }
 
   void apply_from(int64_t begin, const T* g, const T* scalars) const {
-    Team(size_ - begin < 32 * worth_a_thread ? 1 : n_threads_).run([&](Part part) { apply_part(begin, g, scalars, part); });
+    share(size_ - begin, [&](Part part) { apply_part(begin, g, scalars, part); });
   }
 
   void apply_part(int64_t begin, const T* g, const T* scalars, Part part) const {

@@ -1,4 +1,4 @@
-// Threads that last as long as a native call, so that nothing is left over in a forked process.
+// Threads that share a call: a team that lasts as long as the call, and helpers that stand by for short ones.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -11,6 +11,8 @@
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include <unistd.h>
 
 #if defined(__SSE2__)
 #include <xmmintrin.h>
@@ -153,6 +155,110 @@ class Team {
   std::atomic<int64_t> calls_{0}, working_{0};
   const std::function<void(Part)>* work_ = nullptr;
   std::exception_ptr failure_;
+};
+
+// Threads that wait for short calls, which would be over before a new thread had started. Each begins with a range
+// of parts that is its own, call after call, because the cache of its processor has that memory; then it helps
+// with what is left of the others'. Nobody waits for a helper that has not come: threads of other libraries may
+// hold its processor.
+class Helpers {
+ public:
+  // Calls visit(part) for `n_parts` parts, by `n_members` threads at most; by the calling one alone where another
+  // thread has the helpers. What a part throws ends the program: kernels throw nothing.
+  template <class Visit>
+  static void share(int64_t n_members, int64_t n_parts, Visit&& visit) {
+    std::unique_lock<std::mutex> taken(taken_, std::try_to_lock);
+    if (n_members > 1 && n_parts > 1 && taken) {
+      of_process(n_members).run(n_members, n_parts, std::ref(visit));
+    } else {
+      for (int64_t i = 0; i < n_parts; ++i) visit(Part{i, n_parts});
+    }
+  }
+
+ private:
+  using Work = std::function<void(Part)>;
+  struct Call {
+    const Work* work = nullptr;
+    int64_t n_members = 0, n_parts = 0;
+  };
+  // The next part of a member's range; on a cache line of its own.
+  struct alignas(64) Next {
+    std::atomic<int64_t> part{0};
+  };
+
+  explicit Helpers(int64_t n_members) : next_(n_members) {
+    for (int64_t member = 1; member < n_members; ++member) {
+      try {
+        std::thread([this, member] { serve(member); }).detach();
+      } catch (const std::system_error&) {
+        break;  // There are no more threads to be had; the others do their parts.
+      }
+    }
+  }
+
+  // A forked process has none of the threads, and makes its own; so does who needs more. Those that are no longer
+  // called sleep to the end.
+  static Helpers& of_process(int64_t n_members) {
+    static Helpers* helpers = nullptr;
+    static pid_t process = 0;
+    if (process != getpid() || n_members > int64_t(helpers->next_.size())) {
+      helpers = new Helpers(n_members);
+      process = getpid();
+    }
+    return *helpers;
+  }
+
+  void run(int64_t n_members, int64_t n_parts, const Work& work) {
+    const Call call{&work, n_members, n_parts};
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      call_ = call;
+      for (int64_t m = 0; m < n_members; ++m) next_[m].part.store(Part{m, n_members}.first(n_parts), std::memory_order_relaxed);
+      calls_.fetch_add(1, std::memory_order_release);
+    }
+    changed_.notify_all();
+    take_parts(call, 0);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      call_ = {};  // Who has not come by now need not.
+    }
+    for (Waiting waiting; inside_.load(std::memory_order_acquire) > 0;) waiting.looked_again();
+  }
+
+  void take_parts(const Call& call, int64_t member) {
+    for (int64_t turn = 0; turn < call.n_members; ++turn) {
+      const Part range{(member + turn) % call.n_members, call.n_members};
+      std::atomic<int64_t>& next = next_[range.index].part;
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < range.last(call.n_parts);)
+        (*call.work)(Part{i, call.n_parts});
+    }
+  }
+
+  void serve(int64_t member) {
+    const Flushing flushing;
+    for (int64_t seen = 0;;) {
+      for (Waiting waiting; calls_.load(std::memory_order_acquire) == seen && !waiting.looked_again();) {
+      }
+      Call call;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [&] { return calls_.load(std::memory_order_relaxed) != seen; });
+        seen = calls_.load(std::memory_order_relaxed);
+        if (member >= call_.n_members) continue;
+        call = call_;
+        inside_.fetch_add(1, std::memory_order_relaxed);
+      }
+      take_parts(call, member);
+      inside_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  inline static std::mutex taken_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::atomic<int64_t> calls_{0}, inside_{0};
+  Call call_;
+  std::vector<Next> next_;
 };
 
 }  // namespace skoptim
