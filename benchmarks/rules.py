@@ -85,8 +85,8 @@ def measure(size: int, repeats: int) -> None:
             parameter.grad = torch.from_numpy(gradient.copy())
             runs["torch"] = make_peer([parameter]).step
         seconds: dict[str, list[float]] = {label: [] for label in runs}
-        # Threads of the other side still wait for work at first.
-        calls = max(1, min(100, 10**8 // (3 * size)))
+        # Long enough that threads of the other side, which wait for work at first, do not count.
+        calls = max(1, min(3000, 10**9 // (3 * size)))
         for repeat in range(repeats + 1):
             for label, run in runs.items():
                 begin = time.perf_counter()

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from skoptim._devices import cpu_threads
 from skoptim.optimizers import SGD, Adam
 
-SIZES = (2**17 - 1, 2**17, 2**20 + 7)
+SIZES = (2**16 - 1, 2**16, 2**20 + 7)
 
 
 def stepped(size, seed=0, optimizer=None, n_steps=4):

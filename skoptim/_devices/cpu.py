@@ -24,7 +24,7 @@ dot = core.dot
 prox = core.prox
 prox_groups = core.prox_groups
 
-_WORTH_A_THREAD = 2**17
+_WORTH_A_THREAD = 2**16
 
 #: How the compiled classes of a dtype are named.
 SUFFIX = {np.dtype(np.float32): "Float32", np.dtype(np.float64): "Float64"}

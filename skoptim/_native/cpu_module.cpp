@@ -368,7 +368,7 @@ class TaskObject {
 };
 
 // A pass over fewer numbers is done before another thread has started.
-constexpr int64_t worth_a_thread = 1 << 17, numbers_of_a_part = 1 << 15;
+constexpr int64_t worth_a_thread = 1 << 16, numbers_of_a_part = 1 << 14;
 
 // A batch of CSR rows sorted by columns, in memory that is used again.
 template <class T>
