@@ -40,6 +40,10 @@ def native(array: Any) -> Any:
     ImportError, RuntimeError
         If the array lies on a CUDA device, and CuPy cannot be used.
     """
+    if is_cuda_array(array):
+        values = array.data if hasattr(array, "tocsr") else array
+        _require_current(values.device.id)
+        return array
     if not _is_foreign(array):
         return array
     if getattr(array, "requires_grad", False):
@@ -47,13 +51,18 @@ def native(array: Any) -> Any:
     kind, number = array.__dlpack_device__()
     if kind not in _DLPACK_CUDA:
         return move_to(array, xp=np, device="cpu")
-    xp = cuda_device().xp
-    if number != (current := xp.cuda.Device().id):
+    _require_current(number)
+    return cuda_device().xp.from_dlpack(array)
+
+
+def _require_current(number: int) -> None:
+    """Raise ValueError if a CUDA device is not the current one."""
+    current = cuda_device().xp.cuda.Device().id
+    if number != current:
         raise ValueError(
             f"An array lies on CUDA device {number}, and device {current} is the current one; call "
             f"within 'with cupy.cuda.Device({number}):'."
         )
-    return xp.from_dlpack(array)
 
 
 def host(array: Any) -> Any:

@@ -541,7 +541,10 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
 
         if has_callbacks:
             trainer.on_epoch = on_epoch
-        trainer.run()
+        try:
+            trainer.run()
+        finally:
+            trainer.on_epoch = None  # It refers to the trainer, whose memory should not wait.
         context.call_on_fit_task_end(**shared, reconstruction_attributes=attributes)
 
     def _publish(

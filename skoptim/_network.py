@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -139,6 +140,12 @@ class Network:
         """The flat parameters, zero at first; a network that only predicts never makes them."""
         size = self.n_coefficients + sum(self.layer_sizes[1:])
         return self.device.xp.zeros(size, dtype=self.dtype)
+
+    def twin(self) -> Network:
+        """Return a network of the same layers with buffers of its own."""
+        twin = copy(self)
+        twin._capacity = 0
+        return twin
 
     @property
     def is_compiled(self) -> bool:

@@ -48,6 +48,18 @@ class Options:
     n_workers: int = 1
 
 
+class _OneByOne:
+    """Takes the steps of a block as they come; a recording of the device replays them."""
+
+    def __init__(self) -> None:
+        self.n_taken, self.loss = 0, 0.0
+
+    def take(self, take: Callable[[int, int], Any], step: int, n: int) -> None:
+        """Take step number `step`, of `n` samples, and add up its loss."""
+        self.loss += take(step, n)
+        self.n_taken = step + 1
+
+
 @dataclass
 class Validation:
     """Held-out samples and how to score raw scores on them (higher is better)."""
@@ -303,11 +315,13 @@ class Trainer:
     def _block_steps(self) -> int:
         """Return how many steps a block has at most."""
         network, X, n_workers = self.network, self.data.X, self.options.n_workers
+        # Asynchronous workers can bring weights back to their size between blocks only.
+        longest = _BLOCK_NUMBERS // (len(COMMON) + 8) if n_workers == 1 else _ASYNCHRONOUS_STEPS
+        if self.table is None and not self._runs_natively():
+            return longest
         inputs = X.n_stored / max(X.shape[0], 1) if X.is_sparse else network.layer_sizes[0]
         rest = network.n_coefficients - network.first_layer_size
         a_step = 3 * self.options.batch_size * (inputs * network.layer_sizes[1] + rest)
-        # Asynchronous workers can bring weights back to their size between blocks only.
-        longest = _BLOCK_NUMBERS // (len(COMMON) + 8) if n_workers == 1 else _ASYNCHRONOUS_STEPS
         return max(1, min(longest, int(_BLOCK_MULTIPLICATIONS / max(a_step, 1.0))))
 
     def _order(self) -> Any:
@@ -337,9 +351,7 @@ class Trainer:
             average=self._averaging(n_steps),
         )
         if self.table is None and not self._runs_natively():
-            loss = self._steps(scalars, order, part)
-            self._advance(scalars)
-            return loss
+            return self._steps(scalars, order, part)
         order = self._listed(order)[part]
         updater: Any = self._bind(scalars.first(1).rows()) if self.table is None else None
         first_step = self.state.step
@@ -395,54 +407,68 @@ class Trainer:
         first, size = part.start, self.options.batch_size
         n_samples = min(part.stop, self.data.n_samples) - first
         if order is not None:
-            order, first = order[part], 0
-        rows, recording = scalars.rows(), None
-        if self._is_recorded and order is not None:
-            # What a recording reads must lie where it lay.
-            kept = self._buffer("order", order.copy)[:n_samples]
-            kept[...] = order
-            order = kept
+            order, first = self._lying_still(order[part]), 0
         X, width = self.data.X, self.network.layer_sizes[1]
-        moved = X.is_sparse and X.plan(order, first, n_samples, size, width)
-        if self._is_recorded:
-            updater = self._buffer("updater", lambda: self._bind(rows))
-            updater.restart(rows)
-            name = f"recording from {first}"
-            if moved:
-                for old in [key for key in self._buffers if key.startswith("recording")]:
-                    del self._buffers[old]
-            recording = self._buffer(name, self.device.Recording)
-            recording.start(self.state.step)
-        else:
-            updater = self._bind(rows)
+        if X.is_sparse and X.plan(order, first, n_samples, size, width):
+            self._forget_recordings()
+        updater = self._updater(scalars.rows())
+        steps = self._start(first)
         take_step = self._sparse_step if self._lazy else self._dense_step
 
         def take(step: Any, n: int) -> Any:
             return take_step(updater, Batch(n, order, first + step * size), step)
 
-        loss, step = 0.0, 0
         try:
             for step in range(scalars.n_steps):
-                n = min(size, n_samples - step * size)
-                if recording is None:
-                    loss += take(step, n)
-                else:
-                    recording.take(take, step, n)
+                steps.take(take, step, min(size, n_samples - step * size))
         except KeyboardInterrupt:
             if self._lazy:
-                updater.settle(step)
-            self._advance(scalars.first(step))
+                updater.settle(steps.n_taken)
+            self._advance(scalars.first(steps.n_taken))
             raise
         if self._lazy:
             updater.settle(scalars.n_steps)
-        if recording is None:
-            return self.device.read_scalar(loss)
-        is_last = part.stop >= self.data.n_samples
-        if is_last and self.options.shuffle and self.n_iter + 1 < self.options.max_iter:
-            # The device is busy yet with what it was given.
+        # Before the loss is read: there an interrupt finds a host that waits for its device.
+        self._advance(scalars)
+        if part.stop >= self.data.n_samples:
+            self._draw_ahead()
+        return self.device.read_scalar(steps.loss)
+
+    # What a recording reads must lie where it lay when it was made.
+
+    def _lying_still(self, order: Any) -> Any:
+        if not self._is_recorded:
+            return order
+        kept = self._buffer("order", order.copy)[: len(order)]
+        kept[...] = order
+        return kept
+
+    def _updater(self, rows: np.ndarray) -> Any:
+        if not self._is_recorded:
+            return self._bind(rows)
+        if "updater" in self._buffers:
+            self._buffers["updater"].restart(rows)
+        return self._buffer("updater", lambda: self._bind(rows))
+
+    def _start(self, first: int) -> Any:
+        """Return what takes the steps of a block whose samples begin at `first`."""
+        if not self._is_recorded:
+            return _OneByOne()
+        steps = self._buffer(
+            f"recording from {first}", lambda: self.device.Recording(self.options.batch_size)
+        )
+        steps.start(self.state.step)
+        return steps
+
+    def _forget_recordings(self) -> None:
+        for name in [name for name in self._buffers if name.startswith("recording")]:
+            del self._buffers[name]
+
+    def _draw_ahead(self) -> None:
+        """Draw the next shuffle while the device is busy with what it was given."""
+        if self._is_recorded and self.options.shuffle and self.n_iter + 1 < self.options.max_iter:
             following = int(self.state.carries.get("epoch", 0)) + 1
             self._drawn[following] = self._draw(following)
-        return self.device.read_scalar(recording.loss)
 
     @property
     def _is_recorded(self) -> bool:
@@ -574,7 +600,9 @@ class Trainer:
             scale = self.state.carries.get("learning_rate_scale", 1.0)
             epoch["learning_rate"] = float(self.optimizer.learning_rates(last)[0]) * scale
         if self.validation is not None:
-            scores = self.network.scores(self.validation.data, self.network.views(self.weights))
+            # With buffers of its own: those of a recorded training must stay what they are.
+            scorer = self._buffer("scorer", self.network.twin)
+            scores = scorer.scores(self.validation.data, self.network.views(self.weights))
             epoch["validation_loss"] = self.network.mean_loss(self.validation.data, scores)
             epoch["validation_score"] = float(self.validation.score(scores))
         for name, value in epoch.items():

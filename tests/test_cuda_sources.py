@@ -169,6 +169,11 @@ def test_sources_are_whole():
 # Calls of the kernels.
 
 
+def test_numbers_that_move_with_different_counters_are_refused():
+    with pytest.raises(AssertionError):
+        cuda_launch._spread({"first": Moving(0, 1, object()), "step": Moving(0, 1, object())})
+
+
 def launches():
     """Return (kernel name, keywords, whether more come from a dictionary) of each launch."""
     return [
@@ -292,7 +297,7 @@ def test_updaters_have_the_methods_of_the_cpu(method):
 
 def test_matrices_have_the_attributes_of_the_cpu():
     host = cpu.Matrix(sp.csr_matrix(np.eye(3)))
-    used = {name for name in dir(host) if not name.startswith("_")} - {"native"}
+    used = {name for name in dir(host) if not name.startswith("_")} - {"native", "longest_row"}
     set_in_init = set(re.findall(r"self\.(\w+)", inspect.getsource(cuda.Matrix.__init__)))
     assert used <= set_in_init | set(vars(cuda.Matrix))
 

@@ -41,7 +41,7 @@ SCATTERED_WIDTH = 4
 
 _ROWS_PER_CHUNK = 512  # of a column sum
 _ROWS_PER_PART = 4096  # of a look at all of a dense matrix
-_ENTRY_THREADS = 16  # of a row in kernels that take entries one by one: EachEntry in sparse.cuh
+_ENTRY_THREADS = 16  # for a row, on average, where EachEntry (sparse.cuh) walks
 _GROUP_L1 = 3  # the column of group_l1 in a row of prepared scalars
 
 
@@ -100,23 +100,25 @@ class Matrix:
         self.is_sparse = hasattr(X, "indptr")
         self.shape: tuple[int, int] = X.shape
         self.dtype = X.dtype
-        self.longest_row = 0
         if not self.is_sparse:
             self.array = asarray(X)
             return
         if X.shape[1] > np.iinfo(np.int32).max:
             raise ValueError(f"X has {X.shape[1]} features; the GPU takes up to 2**31 - 1.")
         if sp.issparse(X):
-            checked = cpu.Matrix(X)
-            X, self.longest_row = checked.array, checked.longest_row
+            X = cpu.Matrix(X).array
         else:
-            self.longest_row = _check_indices(X)
+            _check_indices(X)
             if not X.has_canonical_format:
                 X = X.copy()
                 X.sum_duplicates()
         self.array = X
-        self.data = asarray(X.data)
-        self.indices, self.indptr = asarray(X.indices, np.int32), asarray(X.indptr, np.int64)
+        n_stored = int(X.indptr[-1])  # Its arrays may have room for more.
+        self.data, self.indices = (
+            asarray(X.data[:n_stored]),
+            asarray(X.indices[:n_stored], np.int32),
+        )
+        self.indptr = asarray(X.indptr, np.int64)
         self._by_columns: ByColumns | None = None
         self._batches: Batches | None = None
 
@@ -152,16 +154,18 @@ class Matrix:
 
     @cached_property
     def bounds(self) -> Any:
-        """The largest magnitude of each column's entries; one number where they do not differ much.
+        """The largest magnitude of each column's entries.
 
-        They decide about the units in which sums are taken as whole numbers.
+        For float32 one number, where they do not differ by more than a thousand. They decide
+        about the units in which sums are taken as whole numbers.
         """
         xp = cupy()
         bounds = xp.zeros(self.shape[1], dtype=self.dtype)
         _scatter_max(bounds, self.indices, abs(self.data))
         largest = bounds.max() if bounds.size else xp.zeros((), dtype=self.dtype)
         smallest = xp.where(bounds > 0, bounds, largest).min() if bounds.size else largest
-        return largest.reshape(1) if float(largest) <= 2**10 * float(smallest) else bounds
+        alike = self.dtype == np.float32 and float(largest) <= 2**10 * float(smallest)
+        return largest.reshape(1) if alike else bounds
 
     @cached_property
     def scattered(self) -> dict[int, Any]:
@@ -175,8 +179,8 @@ class Matrix:
         return xp.searchsorted(self.indptr, xp.arange(self.n_stored), side="right") - 1
 
 
-def _check_indices(X: Any) -> int:
-    """Check the index arrays of a matrix that was on the device already; return its longest row."""
+def _check_indices(X: Any) -> None:
+    """Check the index arrays of a matrix that was on the device already."""
     xp, (n_rows, n_columns) = cupy(), X.shape
     lengths = xp.diff(X.indptr)
     ends_well = len(X.indptr) == n_rows + 1 and int(X.indptr[0]) == 0
@@ -186,7 +190,6 @@ def _check_indices(X: Any) -> int:
         raise ValueError("X: the indptr of the CSR matrix must never fall")
     if len(X.indices) and not 0 <= int(X.indices.min()) <= int(X.indices.max()) < n_columns:
         raise ValueError("X: the CSR matrix has column indices outside 0..n_features - 1")
-    return int(lengths.max()) if n_rows else 0
 
 
 class Targets:
@@ -548,7 +551,10 @@ def csr_matmul(X: Matrix, rows: Any, first: Any, w: Any, out: Any) -> None:
 
 
 def csr_gradient(X: Matrix, rows: Any, first: Any, delta: Any, g: Any) -> None:
-    """Add X[rows[first:first + len(delta)]].T @ delta to g; rows must be distinct."""
+    """Add X[rows[first:first + len(delta)]].T @ delta to g.
+
+    Beyond `SCATTERED_WIDTH` outputs the rows must be distinct.
+    """
     touched = Touched(X)
     touched.sort(rows, first, len(delta))
     width, lanes = delta.shape[1], tile_size(delta.shape[1])
@@ -609,16 +615,17 @@ class Touched:
     @property
     def batches(self) -> Batches:
         """The lists that the batch is in."""
+        return self._find()[0]
+
+    def _find(self) -> tuple[Batches, Any]:
         if self._found is None:
             self._found = self.X.batches(self.rows, self.first, self.n)
-        return self._found[0]
+        return self._found
 
     @property
     def batch(self) -> Any:
         """The number of the batch there."""
-        assert self.batches is not None
-        assert self._found is not None
-        return self._found[1]
+        return self._find()[1]
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -701,7 +708,7 @@ class Touched:
         width = delta.shape[1]
         if width <= SCATTERED_WIDTH:
             return n_blocks(self.X.shape[1] * width)
-        return n_blocks(self.batches.most_columns * tile_size(width))
+        return max(1, n_blocks(self.batches.most_columns * tile_size(width)))
 
     def squares(self, delta: Any, partial_sums: Any) -> None:
         """Write the sums of squares of X.T @ delta, block by block."""

@@ -20,6 +20,7 @@ from skoptim._devices.cuda_launch import cupy, current_side
 # What cuBLAS recommends for Hopper; earlier devices want less.
 _WORKSPACE_BYTES = 32 * 2**20
 _TF32 = 3  # CUBLAS_TF32_TENSOR_OP_MATH
+_ALLOC_FAILED = 3  # CUBLAS_STATUS_ALLOC_FAILED
 
 
 class _Workspaces(threading.local):
@@ -47,6 +48,11 @@ def _library() -> ctypes.CDLL:
 
 def _call(function: str, *arguments: Any) -> None:
     status = getattr(_library(), function)(*arguments)
+    if status == _ALLOC_FAILED:
+        raise MemoryError(
+            f"The GPU has too little memory for {function} (CUBLAS_STATUS_ALLOC_FAILED): lower "
+            'batch_size, or use device="cpu".'
+        )
     if status:
         raise RuntimeError(f"{function} failed with status {status}")
 

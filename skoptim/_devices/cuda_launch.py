@@ -88,9 +88,11 @@ def _spread(arguments: dict[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         if name in kernel_sources.MOVING:
             moves = isinstance(value, Moving)
+            if moves:
+                assert counter is None or counter is value.counter
+                counter = value.counter
             spread[name] = value.offset if moves else value
             spread[name + "_per_step"] = value.per_step if moves else 0
-            counter = value.counter if moves else counter
             spread["counter"] = counter
     return spread
 
@@ -156,6 +158,7 @@ class _OfThread(threading.local):
         self.waiting: set[int] = set()
         self.side = 0
         self.arrivals: dict[int, Any] = {}
+        self.streams: dict[int, list[Any]] = {}
 
 
 _of_thread = _OfThread()
@@ -226,13 +229,19 @@ def current_side() -> int:
 
 
 @contextmanager
-def recorded_on(stream: Any) -> Iterator[None]:
-    """Record launches on a stream, and what is launched aside with them."""
-    new = cupy().cuda.Stream
-    with stream:
-        _of_thread.sides = {side: new(non_blocking=True) for side in (1, 2)}
-        try:
-            yield
-        finally:
-            _of_thread.sides = {}
-            _of_thread.waiting.clear()
+def recording_stream() -> Iterator[Any]:
+    """Give the stream on which this thread records launches, and those aside with them.
+
+    CuPy keeps freed memory by streams, so these serve again and again.
+    """
+    device, new = cupy().cuda.runtime.getDevice(), cupy().cuda.Stream
+    if device not in _of_thread.streams:
+        _of_thread.streams[device] = [new(non_blocking=True) for _ in range(3)]
+    stream, *sides = _of_thread.streams[device]
+    _of_thread.sides = dict(enumerate(sides, start=1))
+    try:
+        with stream:
+            yield stream
+    finally:
+        _of_thread.sides = {}
+        _of_thread.waiting.clear()

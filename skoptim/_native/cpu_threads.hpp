@@ -164,7 +164,7 @@ class Team {
 class Helpers {
  public:
   // Calls visit(part) for `n_parts` parts, by `n_members` threads at most; by the calling one alone where another
-  // thread has the helpers. What a part throws ends the program: kernels throw nothing.
+  // thread has the helpers. What a part throws while it is shared ends the program: kernels throw nothing.
   template <class Visit>
   static void share(int64_t n_members, int64_t n_parts, Visit&& visit) {
     std::unique_lock<std::mutex> taken(taken_, std::try_to_lock);
@@ -225,7 +225,7 @@ class Helpers {
     for (Waiting waiting; inside_.load(std::memory_order_acquire) > 0;) waiting.looked_again();
   }
 
-  void take_parts(const Call& call, int64_t member) {
+  void take_parts(const Call& call, int64_t member) noexcept {
     for (int64_t turn = 0; turn < call.n_members; ++turn) {
       const Part range{(member + turn) % call.n_members, call.n_members};
       std::atomic<int64_t>& next = next_[range.index].part;

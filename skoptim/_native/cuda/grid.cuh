@@ -84,6 +84,10 @@ SKOPTIM_HD void grid_sum(double value, double* partial_sums, uint32_t* arrivals,
   }
 }
 
+// NaN is larger than anything, so that it is seen.
+template <class T>
+SKOPTIM_HD T larger_or_nan(T a, T b) { return a < b || b != b ? b : a; }
+
 // Neighbouring threads of one warp that share an item (a column or a row). `size` is a power of two
 // up to a warp, chosen by the host to fit the item's width.
 struct Tile {
@@ -106,7 +110,7 @@ struct Tile {
   template <class T>
   SKOPTIM_HD T largest(T value) const {
     for (int offset = size / 2; offset > 0; offset /= 2)
-      value = larger(value, __shfl_xor_sync(mask, value, offset, size));
+      value = larger_or_nan(value, __shfl_xor_sync(mask, value, offset, size));
     return value;
   }
   SKOPTIM_HD int32_t broadcast(int32_t value) const { return __shfl_sync(mask, value, 0, size); }

@@ -155,8 +155,8 @@ __global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* ave
   }
 }
 
-// The same without a list: each entry of the batch is a thread, and the first at a column takes its step, with
-// the gradient of `scatter`, of which nothing is left.
+// The same without a list: threads go through the entries of the batch, and the first at a column takes its step,
+// with the gradient of `scatter`, of which nothing is left.
 template <class Rule, class T>
 __global__ void apply_entries(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit,
                               const int32_t* indices, const int64_t* indptr, const int64_t* samples, int64_t first,
@@ -271,7 +271,7 @@ __global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* avera
   }
 }
 
-// The same without a list: each entry of the batch is a thread, and the first at a column pays it.
+// The same without a list: threads go through the entries of the batch, and the first at a column pays it.
 template <class Rule, class T>
 __global__ void pay_entries(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit,
                             const int32_t* indices, const int64_t* indptr, const int64_t* samples, int64_t first,

@@ -45,11 +45,11 @@ __global__ void csr_matmul(const T* data, const int32_t* indices, const int64_t*
   }
 }
 
-// Raises *largest to the largest |delta|.
+// Raises *largest to the largest |delta|, NaN if there is one.
 template <class T>
 __global__ void largest_magnitude(const T* delta, int64_t n, T* largest) {
   T own = T(0);
-  for (int64_t e = grid_begin(); e < n; e += grid_stride()) own = larger(own, absolute(delta[e]));
+  for (int64_t e = grid_begin(); e < n; e += grid_stride()) own = larger_or_nan(own, absolute(delta[e]));
   own = Tile(warp_size).largest(own);
   if (threadIdx.x % warp_size == 0) atomic_largest(largest, own);
 }

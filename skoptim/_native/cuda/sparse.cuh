@@ -1,12 +1,14 @@
-// The stored entries of CSR rows batch by batch and, within a batch, column by column: what
-// `_devices/batches.py` lists. A column's entries are cut into segments of bounded length, so that a column
-// that every row has is not one thread's work.
+// How kernels walk over the entries of CSR rows: by the lists of columns that `_devices/batches.py` makes, or one by
+// one, with sums as whole numbers.
 #pragma once
 #include "grid.cuh"
 
 SKOPTIM_BEGIN
 
-// The columns begin..end of the list that belong to a batch, and the sums over their segments.
+// The stored entries of CSR rows batch by batch and, within a batch, column by column: what
+// `_devices/batches.py` lists. A column's entries are cut into segments of bounded length, so that a column
+// that every row has is not one thread's work. These are the columns begin..end of the list that belong to a
+// batch, and the sums over their segments.
 struct BatchColumns {
   const int32_t* column_segments;  // where each column's segments begin in the list of all segments
   int64_t begin, end, first_segment;
@@ -24,8 +26,8 @@ struct BatchColumns {
   }
 };
 
-// Sums as whole numbers of 64 bits: units of a power of two, so small that no more is lost than by adding in
-// double precision, so large that the sum of `n` terms of a column cannot overflow.
+// Sums as whole numbers of 64 bits. The unit is a power of two, such that the sum of `n` terms of a column cannot
+// overflow: a rounding error is 2^-61 of n times the largest |delta| times the column's bound.
 template <class T>
 struct FixedPoint {
   const T* bounds;   // largest |value| in each column; of all columns when n_bounds is 1
@@ -40,7 +42,10 @@ struct FixedPoint {
   SKOPTIM_HD void add(int64_t* sum, double scaled) const {
     atomicAdd((uint64_t*)sum, uint64_t(__double2ll_rn(scaled)));
   }
-  SKOPTIM_HD T value(int64_t sum, int64_t column) const { return T(ldexp(double(sum), -exponent(column))); }
+  // Sums of terms that are not finite are NaN, whatever whole numbers they gave.
+  SKOPTIM_HD T value(int64_t sum, int64_t column) const {
+    return reach < SKOPTIM_INFINITY ? T(ldexp(double(sum), -exponent(column))) : T(reach - reach);
+  }
 };
 
 // Walks over the entries of a batch of rows, block by block of rows_at_once rows, a warp a row: `begins`, `next` for
