@@ -42,6 +42,7 @@ SCATTERED_WIDTH = 4
 _ROWS_PER_CHUNK = 512  # of a column sum
 _ROWS_PER_PART = 4096  # of a look at all of a dense matrix
 _ENTRY_THREADS = 16  # for a row, on average, where EachEntry (sparse.cuh) walks
+_SAMPLED_ROWS = 256  # of which `observe` takes the mean norm, as on the CPU
 _GROUP_L1 = 3  # the column of group_l1 in a row of prepared scalars
 
 
@@ -439,11 +440,11 @@ def observe(X: Matrix, rows: Any, n: int, unit: Any) -> float:
     own = xp.where(seen, 1 / xp.where(seen, largest, 1), xp.inf)
     smallest = xp.minimum(xp.where(unit == 0, xp.inf, unit), own)
     unit[...] = xp.where(xp.isinf(smallest), 0, smallest)
+    sample = (xp.arange(n) if rows is None else rows)[:: max(1, -(-n // _SAMPLED_ROWS))]
     total = 0.0
-    for columns, values in _parts(X, rows, n):
-        scaled = values * (unit if columns is None else unit[columns])
-        total += squared_norm(scaled)
-    return total / max(n, 1)
+    for columns, values in _parts(X, sample, len(sample)):
+        total += squared_norm(values * (unit if columns is None else unit[columns]))
+    return total / max(len(sample), 1)
 
 
 def _parts(X: Matrix, rows: Any, n: int) -> Iterator[tuple[Any, Any]]:
