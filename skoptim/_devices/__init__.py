@@ -15,7 +15,8 @@ __all__ = ["cpu", "cuda_device", "device_of", "is_cuda_array", "select_device", 
 
 def is_cuda_array(array: Any) -> bool:
     """Whether `array` is a CuPy array or a cupyx sparse matrix; imports nothing."""
-    return type(array).__module__.partition(".")[0] in ("cupy", "cupyx")
+    kind = type(array)
+    return kind is not np.ndarray and kind.__module__.partition(".")[0] in ("cupy", "cupyx")
 
 
 def cuda_device() -> ModuleType:

@@ -65,6 +65,10 @@ class OptimizerState:
     carries: dict[str, float] = field(default_factory=dict)
 
 
+# What a single step shares with all others.
+_NOTHING_VARIES, _NO_VALUES = np.empty(0, dtype=np.int64), np.empty((1, 0))
+
+
 @dataclass(frozen=True)
 class Scalars:
     """The scalars of a block of steps, in float64: those of one step, and what varies.
@@ -88,18 +92,21 @@ class Scalars:
     @classmethod
     def of(cls, n_steps: int, columns: Sequence[Any]) -> Scalars:
         """Return the scalars that are given column by column, as numbers or arrays of all steps."""
+        if n_steps == 1:
+            row = [c[0] if isinstance(c, np.ndarray) and c.ndim else c for c in columns]
+            return cls(1, np.array(row, dtype=np.float64), _NOTHING_VARIES, _NO_VALUES)
         first: list[float] = []
         varying: list[int] = []
         for i, column in enumerate(columns):
             is_array = isinstance(column, np.ndarray) and column.ndim > 0
             first.append(column[0] if is_array else column)
-            if is_array and n_steps > 1 and column.strides != (0,):
+            if is_array and column.strides != (0,):
                 varying.append(i)
         values = np.empty((n_steps, len(varying)))
         for j, i in enumerate(varying):
             values[:, j] = columns[i]
-        row = np.array(first, dtype=np.float64)
-        return cls(n_steps, row, np.array(varying, dtype=np.int64), values)
+        numbers = np.array(first, dtype=np.float64)
+        return cls(n_steps, numbers, np.array(varying, dtype=np.int64), values)
 
     def rows(self) -> np.ndarray:
         """Return a row for each step, shape (n_steps, n_scalars)."""
@@ -309,10 +316,9 @@ class Optimizer(BaseEstimator):
         scalars = self.prepare(state, 1, terms)
         rows = scalars.rows()
         for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
-            slots = {
-                name: slot[i] if isinstance(w, Sequence) else slot
-                for name, slot in state.slots.items()
-            }
+            slots = state.slots
+            if leaf is not w:
+                slots = {name: slot[i] for name, slot in slots.items()}
             take_step = self._step_sparse if _is_sparse(gradient) else self._step_dense
             gradient = gradient * scale if scale != 1 else gradient
             take_step(leaf, gradient, slots, rows, state.step)
@@ -615,7 +621,9 @@ def rate_scale(state: OptimizerState) -> float:
 
 
 def _leaves(arrays: Any) -> list[Any]:
-    return list(arrays) if isinstance(arrays, Sequence) else [arrays]
+    if isinstance(arrays, np.ndarray) or not isinstance(arrays, Sequence):
+        return [arrays]
+    return list(arrays)
 
 
 def _checked_gradients(leaves: list[Any], gradients: list[Any]) -> list[Any]:
@@ -640,4 +648,6 @@ def _checked_gradients(leaves: list[Any], gradients: list[Any]) -> list[Any]:
 
 
 def _is_sparse(array: Any) -> bool:
+    if type(array) is np.ndarray:  # The usual case, in less than a microsecond.
+        return False
     return sp.issparse(array) or (is_cuda_array(array) and hasattr(array, "tocoo"))
