@@ -39,24 +39,29 @@ OPTIMIZERS = (
 )  # fmt: skip
 
 
-def seconds_of(statement: str) -> float:
-    """Return the seconds that a statement takes in a new process, with compiled modules kept."""
-    code = f"import time; s = time.perf_counter(); {statement}; print(time.perf_counter() - s)"
+def seconds_of(*statements: str) -> list[float]:
+    """Return the seconds that each of some statements takes, one after the other in a new process.
+
+    With compiled modules kept.
+    """
+    code = "import time; times = [time.perf_counter()]\n" + "\n".join(
+        f"{statement}; times.append(time.perf_counter())" for statement in statements
+    )
+    code += "\nprint(*(b - a for a, b in zip(times, times[1:])))"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, env=environment)
-    return float(done.stdout)
+    return [float(seconds) for seconds in done.stdout.split()]
 
 
 def import_part(repeats: int) -> None:
-    base = "import sklearn.linear_model, sklearn.neural_network"
-    times: dict[str, list[float]] = {base: [], f"{base}; import skoptim": []}
-    for repeat in range(repeats + 1):
-        for statement, seconds in times.items():
-            taken = seconds_of(statement)
-            if repeat:  # The first compiles the modules.
-                seconds.append(taken)
-    rows = [{"": name, "ms": f"{1e3 * median(seconds):.0f}"} for name, seconds in times.items()]
+    statements = ("import sklearn.linear_model, sklearn.neural_network", "import skoptim")
+    seconds_of(*statements)  # Compiles the modules.
+    runs = [seconds_of(*statements) for _ in range(repeats)]
+    rows = [
+        {"one after the other": statement, "ms": f"{1e3 * median(seconds):.0f}"}
+        for statement, seconds in zip(statements, zip(*runs, strict=True), strict=True)
+    ]
     print(f"\n### Import\n\n{table(rows)}", flush=True)
 
 
