@@ -198,7 +198,9 @@ def check_data(estimator: Any, X: Any, y: Any = "no_validation", *, dtype: Any, 
     ValueError
         In the words of scikit-learn.
     """
-    alone = isinstance(y, str)
+    alone = isinstance(y, str) and y == "no_validation"
+    if not alone and (isinstance(y, str | bytes) or np.isscalar(y)):
+        raise ValueError(f"y={y!r} is one value; it must be an array with one for each sample.")
     if not is_cuda_array(X):
         targets = {} if alone else {"y": y, "multi_output": True}
         return validate_data(

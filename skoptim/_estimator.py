@@ -153,6 +153,25 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
     def _default_batch_size(self, n_samples: int, device: Any) -> int:
         """Return what batch_size="auto" means."""
 
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters; those of the optimizer by names as ``optimizer__learning_rate``.
+
+        Where the optimizer is a name, as "adam", it becomes the object for that.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters of the estimator, and of its optimizer, loss and penalty.
+
+        Returns
+        -------
+        self : estimator
+        """
+        optimizer = params.get("optimizer", self.optimizer)
+        if isinstance(optimizer, str) and any(name.startswith("optimizer__") for name in params):
+            params = {**params, "optimizer": get_optimizer(optimizer)}
+        return super().set_params(**params)
+
     @property
     def _dtype(self) -> Any:
         """The dtype of the fitted parameters, NumPy's."""
@@ -459,10 +478,13 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         self, device: Any, dtype: Any, X_val: Any, y_val: Any, sample_weight_val: Any
     ) -> Validation:
         X_val = host(X_val) if device is cpu else native(X_val)
-        X_val, y_val = check_data(self, X_val, y_val, dtype=dtype, reset=False)
-        y_val = self._check_y(y_val)
-        targets = self._encode(y_val)
-        weights = check_weights(sample_weight_val, y_val, None, None, None)
+        try:
+            X_val, y_val = check_data(self, X_val, y_val, dtype=dtype, reset=False)
+            y_val = self._check_y(y_val)
+            targets = self._encode(y_val)
+            weights = check_weights(sample_weight_val, y_val, None, None, None)
+        except ValueError as error:
+            raise ValueError(f"In X_val, y_val or sample_weight_val: {error}") from error
         data = Dataset(
             device.Matrix(X_val),
             self._native_targets(device, targets, dtype),

@@ -26,6 +26,8 @@ from skoptim.penalties import PenaltyTerms
 _BLOCK_NUMBERS = 2**20
 # A loss that has grown by this factor since the first epoch is on its way to infinity.
 _EXPLOSION = 1e6
+# From `run` up to who called `fit`, over the estimator's own calls and scikit-learn's decorators.
+_TO_THE_CALLER = 7
 # Steps of a block that several threads train at once.
 _ASYNCHRONOUS_STEPS = 2**14
 # Multiplications in one native call, some tenths of a second: between calls an interrupt is heeded.
@@ -146,7 +148,7 @@ class Trainer:
             except KeyboardInterrupt:
                 if self.n_iter == 0:
                     raise  # There is no epoch to publish.
-                warnings.warn("Training interrupted by user.", stacklevel=3)
+                warnings.warn("Training interrupted by user.", stacklevel=_TO_THE_CALLER)
                 finished = True
         if self.options.early_stopping and self._best_weights is not None:
             self._restore_best()
@@ -156,7 +158,7 @@ class Trainer:
                 f"before tol={self.options.tol} was met; raise max_iter or tol, or change the "
                 "optimizer's settings.",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=_TO_THE_CALLER,
             )
 
     @property

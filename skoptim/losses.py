@@ -265,6 +265,11 @@ def resolve_loss(loss: Any, *, regression: bool, epsilon: float | None = None) -
         loss = cls(epsilon) if epsilon is not None and issubclass(cls, _EpsilonLoss) else cls()
     if not isinstance(loss, Loss) or loss.name not in names:
         task = "regression" if regression else "classification"
+        if isinstance(loss, tuple | list | int):
+            raise ValueError(
+                f"loss={loss!r} is not a {task} loss; sizes of layers go by name, as "
+                f"hidden_layer_sizes={loss!r}."
+            )
         raise ValueError(
             f"loss={loss!r} is not a {task} loss: use one of {names}, or an instance of such a "
             "class of skoptim.losses."

@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 from optimizer_table import ELEMENTWISE
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 
 from skoptim import MLPClassifier, MLPRegressor, SGDClassifier, SGDRegressor
 from skoptim.losses import Huber, LogLoss, Poisson, SquaredError
@@ -775,3 +776,50 @@ def test_the_losses_check_their_own_parameters():
     with pytest.raises(ValueError, match="'epsilon' parameter of Huber"):
         Huber(-1.0).value([1.0], [2.0])
     assert SquaredError().value([1.0], [2.0]) == 0.5
+
+
+@pytest.mark.parametrize("y", ["hello", 3.0])
+@pytest.mark.parametrize("estimator", [SGDClassifier(), MLPRegressor()])
+def test_one_value_for_all_samples_is_refused(estimator, y):
+    with pytest.raises(ValueError, match=f"y={y!r} is one value"):
+        estimator.fit(np.eye(3), y)
+
+
+def test_errors_of_validation_data_say_so():
+    X, y = np.eye(4), np.array([0, 1, 0, 1])
+    for X_val, y_val in ((X[:, :2], y), (X, y[:3]), (X, y + 5), (X * np.nan, y)):
+        with pytest.raises(ValueError, match=r"^In X_val, y_val or sample_weight_val: "):
+            SGDClassifier().fit(X, y, X_val=X_val, y_val=y_val)
+
+
+def test_layer_sizes_in_the_place_of_the_loss():
+    with pytest.raises(ValueError, match=r"hidden_layer_sizes=\(10,\)"):
+        MLPRegressor((10,)).fit(np.eye(3), [1.0, 2.0, 3.0])
+
+
+def test_states_of_other_optimizers_are_refused():
+    w = np.zeros(3)
+    for state in (None, {}, Adam().init(w)):
+        with pytest.raises(TypeError, match="what its init"):
+            SGD(0.1, momentum=0.9).step(w, w, state)
+
+
+def test_minimize_by_steps_is_refused():
+    with pytest.raises(ValueError, match="full_batch=True"):
+        ProximalGradient(0.1).minimize(lambda w, out: 0.0, np.zeros(2))
+
+
+@pytest.mark.parametrize("estimator", [SGDClassifier(), MLPClassifier(optimizer="sgd")])
+def test_parameters_of_an_optimizer_given_by_name(estimator):
+    name = "alpha" if isinstance(estimator, SGDClassifier) else "learning_rate"
+    changed = clone(estimator).set_params(**{f"optimizer__{name}": 0.25})
+    assert getattr(changed.optimizer, name) == 0.25
+    assert isinstance(estimator.optimizer, str)
+    both = clone(estimator).set_params(optimizer="adam", optimizer__learning_rate=0.5)
+    assert both.optimizer.learning_rate == 0.5
+
+
+def test_warnings_point_at_the_line_that_fits():
+    with pytest.warns(ConvergenceWarning) as caught:
+        MLPClassifier((2,), max_iter=1).fit(np.eye(4), [0, 1, 0, 1])
+    assert caught[0].filename == __file__

@@ -1,6 +1,7 @@
 """An optimizer written by a user, as the documentation says, works like the built-in ones."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -587,3 +588,34 @@ def test_an_average_counts_the_steps_that_an_interrupt_let_it_take(sparse):
     steps = np.arange(1, 25)
     expected = np.mean(1.5 * (1 - 0.8**steps))
     np.testing.assert_allclose(model.coef_, [expected], rtol=1e-12)
+
+
+class Rebinding(Optimizer):
+    """Puts a new array where its slot was."""
+
+    slots = ("average",)
+
+    def __init__(self, learning_rate=0.1):
+        self.learning_rate = learning_rate
+
+    def update(self, xp, w, g, slots, scalars):
+        slots["average"] = 0.9 * slots["average"] + g
+        w -= scalars["learning_rate"] * slots["average"]
+
+
+def test_rebound_slots_are_refused():
+    message = re.escape("write slots['average'][...] = value")
+    w = np.zeros(3)
+    optimizer = Rebinding()
+    with pytest.raises(ValueError, match=message):
+        optimizer.step(w, np.ones(3), optimizer.init(w))
+    with pytest.raises(ValueError, match=message):
+        SGDClassifier(optimizer=Rebinding()).fit(np.eye(4), [0, 1, 0, 1])
+
+
+def test_one_string_is_no_tuple_of_slots():
+    class Forgotten(Rebinding):
+        slots = "average"
+
+    with pytest.raises(ValueError, match=re.escape("slots = ('average',)")):
+        Forgotten().init(np.zeros(2))

@@ -272,6 +272,8 @@ class Optimizer(BaseEstimator):
         ValueError
             If a hyper-parameter is out of range; the message names it.
         """
+        if isinstance(type(self).slots, str):
+            raise ValueError(f"slots must be a tuple of names: slots = ({type(self).slots!r},).")
         for leaf in _leaves(w):
             if not hasattr(leaf, "dtype"):
                 raise ValueError("w must be an array, or a list of arrays.")
@@ -302,8 +304,13 @@ class Optimizer(BaseEstimator):
         ValueError
             If the shapes differ.
         TypeError
-            If the gradient is sparse and the rule moves parameters whose gradient is zero.
+            If the state is not from `init`, or the gradient is sparse and the rule moves parameters
+            whose gradient is zero.
         """
+        if not isinstance(state, OptimizerState) or not set(self.slot_names) <= set(state.slots):
+            raise TypeError(
+                f"state is not one of {type(self).__name__}: pass what its init(w) returned."
+            )
         leaves = _leaves(w)
         gradients = _checked_gradients(leaves, _leaves(grad))
         if not self._rests_without_gradient and any(_is_sparse(g) for g in gradients):
@@ -556,7 +563,13 @@ class ArrayUpdater:
             g[penalised] += common["coupled_l2"] * w[penalised]
         if common["shrink"] != 1:
             w[penalised] *= common["shrink"]
+        given = dict(self.slots)
         step_size = self.optimizer.update(self.xp, w, g, self.slots, scalars)
+        if rebound := [name for name, slot in given.items() if self.slots.get(name) is not slot]:
+            raise ValueError(
+                f"{type(self.optimizer).__name__}.update put another array into slots"
+                f"[{rebound[0]!r}], which would be lost: write slots[{rebound[0]!r}][...] = value."
+            )
         if step_size is not None and (self.xp.asarray(step_size) < 0).any():
             raise ValueError(
                 f"{type(self.optimizer).__name__}.update returned a negative step size: it must "

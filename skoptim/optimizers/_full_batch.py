@@ -138,6 +138,11 @@ class FullBatchOptimizer(Optimizer):
             shape than `w`.
         """
         _check_stopping(max_iter, tol)
+        if not self.is_full_batch:
+            raise ValueError(
+                f"minimize takes all of the loss at once: use {type(self).__name__}"
+                "(full_batch=True)."
+            )
         xp = device_of(w).xp
         x = xp.array(w, order="C")
         if x.dtype.kind != "f":
