@@ -11,6 +11,7 @@ import pickle
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from gpu_machine import need_device
 from optimizer_table import ELEMENTWISE, FULL_BATCH, OPTIMIZERS
 from oracle import touched_alone
 from sklearn.base import clone
@@ -22,18 +23,7 @@ from skoptim.optimizers import FTRL, SGD, Adam, NormalizedFTRL, Optimizer
 from skoptim.optimizers._base import bind_updater
 from skoptim.penalties import PenaltyTerms
 
-
-def missing_device():
-    """Return why nothing can run on a GPU here; None if it can."""
-    try:
-        cuda.require_device()
-    except (ImportError, RuntimeError) as error:
-        return str(error)
-    return None
-
-
-if reason := missing_device():
-    pytest.skip(f"needs a CUDA device: {reason}", allow_module_level=True)
+need_device()
 
 pytestmark = pytest.mark.gpu
 

@@ -17,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from gpu_machine import need_device
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
@@ -28,18 +29,7 @@ from skoptim import MLPClassifier, MLPRegressor, SGDClassifier, SGDRegressor
 from skoptim._devices import cuda
 from skoptim.optimizers import FTRL, LBFGS, SGD, Adam, NormalizedFTRL
 
-
-def missing_device():
-    """Return why nothing can run on a GPU here; None if it can."""
-    try:
-        cuda.require_device()
-    except (ImportError, RuntimeError) as error:
-        return str(error)
-    return None
-
-
-if reason := missing_device():
-    pytest.skip(f"needs a CUDA device: {reason}", allow_module_level=True)
+need_device()
 
 cupy = cuda.xp
 cupyx_sparse = pytest.importorskip("cupyx.scipy.sparse")

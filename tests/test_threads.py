@@ -3,12 +3,13 @@
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from skoptim._devices import cpu_threads
+from skoptim._devices import cpu, cpu_threads
 from skoptim.optimizers import SGD, Adam
 
 SIZES = (2**16 - 1, 2**16, 2**20 + 7)
@@ -47,6 +48,11 @@ def test_python_threads_step_at_once(monkeypatch):
         found = list(pool.map(lambda seed: stepped(SIZES[-1], seed), range(4)))
     for actual, wanted in zip(found, expected, strict=True):
         assert_same(actual, wanted)
+
+
+def test_both_sides_ask_for_threads_from_the_same_size_on():
+    source = resources.files("skoptim._native").joinpath("cpu_module.cpp").read_text()
+    assert f"worth_a_thread = 1 << {cpu._WORTH_A_THREAD.bit_length() - 1}," in source
 
 
 def put_steps(queue):

@@ -131,7 +131,7 @@ class Matrix:
     def plan(self, rows: Any, first: int, n: int, batch_size: int, width: int) -> bool:
         """Sort the entries of rows[first:first + n] by batches; of consecutive rows when None.
 
-        The lists take about three times the memory of X, and as much again while they are made.
+        The lists take up to four times the memory of a float32 X, as much again while being made.
         They lie where the last ones lay, if there is room. Return whether they do not. For a few
         outputs (`width`) there is nothing to sort.
         """
