@@ -117,7 +117,8 @@ def contenders(split: data.Split) -> dict[str, Callable[[int], Any]]:
             found[f"VW {options}".strip()] = partial(
                 lambda options, passes: VowpalWabbit(split, options, passes), options
             )
-    for alpha in (1e-6, 1e-5):
+    # The third is that of C=10.
+    for alpha in sorted((1e-6, 1e-5, 0.1 / len(split.y))):
         for optimizer in (NormalizedFTRL(), FTRL(1.0), FTRL(10.0)):
             found[f"ours, {optimizer}, alpha={alpha:g}"] = partial(
                 ours, split, optimizer, "l2", alpha

@@ -38,7 +38,7 @@ from skoptim.optimizers import (
 OPTIMIZERS = [
     SGD(0.1, momentum=0.9, nesterov=True),
     Adagrad(0.1),
-    RMSprop(0.003),
+    RMSprop(0.001),
     Adadelta(3.0),
     Adam(0.003),
     AdamW(0.003),

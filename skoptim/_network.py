@@ -239,10 +239,10 @@ class Network:
         dropout_key: Any = None,
         first_layer: FirstLayer | None = None,
     ) -> Any:
-        """Return the raw scores of a batch, shape (n, n_outputs), in a buffer.
+        """Return the raw scores of a batch, (n, n_outputs), but for the last intercepts.
 
-        `inputs` are the gathered dense rows, None for CSR. `dropout_key` is (seed, step) while
-        training with dropout.
+        They lie in a buffer. `inputs` are the gathered dense rows, None for CSR. `dropout_key` is
+        (seed, step) while training with dropout.
         """
         device, n = self.device, batch.n
         previous = inputs
@@ -255,7 +255,6 @@ class Network:
             else:
                 device.matmul(previous, coef, z)
             if i == self.n_layers - 1:
-                z += intercept
                 return z
             assert self.activation is not None
             previous = self._outputs[i][:n]
@@ -313,12 +312,13 @@ class Network:
             self.loss.parameter,
             scale,
             delta,
+            views.intercepts[-1],
         )
+        with device.aside(1):
+            device.column_sums(delta, gradient.intercepts[-1])
         for i in reversed(range(self.n_layers)):
-            with device.aside(1):
-                if self.fit_intercept:
-                    device.column_sums(delta, gradient.intercepts[i])
-                else:
+            if not self.fit_intercept:
+                with device.aside(1):
                     gradient.intercepts[i].fill(0)
             if i == 0 and first_layer is not None:
                 first_layer.delta = delta
@@ -329,7 +329,7 @@ class Network:
                     below = self._layer_input(i, inputs, n, dropout_key)
                     device.matmul(below.T, delta, gradient.coefs[i])
             if i > 0:
-                delta = self._back(i, delta, views, n, dropout_key)
+                delta = self._back(i, delta, views, n, dropout_key, gradient.intercepts[i - 1])
         device.join()
         return loss
 
@@ -339,15 +339,18 @@ class Network:
         dropped = dropout_key is not None and self.dropout
         return (self._dropped if dropped else self._outputs)[i - 1][:n]
 
-    def _back(self, i: int, delta: Any, views: Views, n: int, dropout_key: Any) -> Any:
-        """Take the derivatives from the inputs of layer i to the scores of the layer below."""
+    def _back(self, i: int, delta: Any, views: Views, n: int, dropout_key: Any, sums: Any) -> Any:
+        """Take the derivatives from the inputs of layer i to the scores of the layer below.
+
+        Their sums over the batch go to `sums`.
+        """
         below = self._deltas[i - 1][:n]
         self.device.matmul(delta, views.coefs[i].T, below)
         if dropout_key is not None and self.dropout:
             self.device.dropout(below, *self._stream(dropout_key, i - 1), self.dropout, below)
         assert self.activation is not None
         z, a = self._scores[i - 1][:n], self._outputs[i - 1][:n]
-        self.activation.backward(self.device, z, a, below)
+        self.activation.backward(self.device, z, a, below, sums)
         return below
 
     # Whole datasets, in chunks.
@@ -374,6 +377,7 @@ class Network:
             inputs = None if data.X.is_sparse else self._gather(data, batch)
             stop = batch.first + batch.n
             out[batch.first : stop] = self.forward(data, batch, views, inputs)
+            out[batch.first : stop] += views.intercepts[-1]
         return out
 
     def mean_loss(self, data: Dataset, scores: Any) -> float:

@@ -53,13 +53,17 @@ class Options:
 class _OneByOne:
     """Takes the steps of a block as they come; a recording of the device replays them."""
 
-    def __init__(self) -> None:
-        self.n_taken, self.loss = 0, 0.0
+    n_taken = 0
 
-    def take(self, take: Callable[[int, int], Any], step: int, n: int) -> None:
-        """Take step number `step`, of `n` samples, and add up its loss."""
-        self.loss += take(step, n)
-        self.n_taken = step + 1
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+
+    def run(self, take: Callable[[int, int], Any], n_samples: int, n_before: int) -> None:
+        """Take the steps of a block of `n_samples`, and add up their losses."""
+        self.n_taken, self.loss = 0, 0.0
+        for first in range(0, n_samples, self._batch_size):
+            self.loss += take(self.n_taken, min(self._batch_size, n_samples - first))
+            self.n_taken += 1
 
 
 @dataclass
@@ -121,7 +125,6 @@ class Trainer:
         self._epochs_without_improvement = 0
         self._optimality = 0.0
         self._buffers: dict[str, Any] = {}
-        self._drawn: dict[int, Any] = {}
 
     def run(self) -> None:
         """Train until convergence, early stopping, a callback's word, or `max_iter` epochs.
@@ -187,7 +190,6 @@ class Trainer:
         self.data = Dataset(None)
         self.validation = self.on_epoch = self._best_weights = None
         self._buffers.clear()
-        self._drawn.clear()
         return self
 
     # Before the first epoch.
@@ -331,16 +333,9 @@ class Trainer:
         rows = self.data.rows
         if not self.options.shuffle:
             return rows
-        epoch = int(self.state.carries.get("epoch", 0))
-        drawn = self._drawn.pop(epoch, None)
-        return self._draw(epoch) if drawn is None else drawn
-
-    def _draw(self, epoch: int) -> Any:
-        """Return the shuffled rows of an epoch."""
-        key = np.array([int(self.state.carries["seed"]), epoch], dtype=np.uint64)
-        generator = np.random.Generator(np.random.Philox(key=key))
-        order = self.device.asarray(generator.permutation(self.data.n_samples))
-        return order if self.data.rows is None else self.data.rows[order]
+        seed, epoch = (int(self.state.carries.get(name, 0)) for name in ("seed", "epoch"))
+        order = self.device.shuffled(self.data.n_samples, seed, epoch)
+        return order if rows is None else rows[order]
 
     def _block(self, order: Any, part: slice, n_steps: int) -> float:
         """Take the steps of one block of prepared scalars; return the sum of the losses."""
@@ -414,15 +409,14 @@ class Trainer:
         if X.is_sparse and X.plan(order, first, n_samples, size, width):
             self._forget_recordings()
         updater = self._updater(scalars.rows())
-        steps = self._start(first)
+        steps = self._recording(first)
         take_step = self._sparse_step if self._lazy else self._dense_step
 
         def take(step: Any, n: int) -> Any:
             return take_step(updater, Batch(n, order, first + step * size), step)
 
         try:
-            for step in range(scalars.n_steps):
-                steps.take(take, step, min(size, n_samples - step * size))
+            steps.run(take, n_samples, self.state.step)
         except KeyboardInterrupt:
             if self._lazy:
                 updater.settle(steps.n_taken)
@@ -432,8 +426,6 @@ class Trainer:
             updater.settle(scalars.n_steps)
         # Before the loss is read: there an interrupt finds a host that waits for its device.
         self._advance(scalars)
-        if part.stop >= self.data.n_samples:
-            self._draw_ahead()
         return self.device.read_scalar(steps.loss)
 
     # What a recording reads must lie where it lay when it was made.
@@ -452,25 +444,16 @@ class Trainer:
             self._buffers["updater"].restart(rows)
         return self._buffer("updater", lambda: self._bind(rows))
 
-    def _start(self, first: int) -> Any:
+    def _recording(self, first: int) -> Any:
         """Return what takes the steps of a block whose samples begin at `first`."""
+        size = self.options.batch_size
         if not self._is_recorded:
-            return _OneByOne()
-        steps = self._buffer(
-            f"recording from {first}", lambda: self.device.Recording(self.options.batch_size)
-        )
-        steps.start(self.state.step)
-        return steps
+            return _OneByOne(size)
+        return self._buffer(f"recording from {first}", lambda: self.device.Recording(size))
 
     def _forget_recordings(self) -> None:
         for name in [name for name in self._buffers if name.startswith("recording")]:
             del self._buffers[name]
-
-    def _draw_ahead(self) -> None:
-        """Draw the next shuffle while the device is busy with what it was given."""
-        if self._is_recorded and self.options.shuffle and self.n_iter + 1 < self.options.max_iter:
-            following = int(self.state.carries.get("epoch", 0)) + 1
-            self._drawn[following] = self._draw(following)
 
     @property
     def _is_recorded(self) -> bool:
@@ -534,8 +517,10 @@ class Trainer:
         factor = self._clipping_factor(updater, rest, touched, first_layer.delta)
         if factor != 1:
             rest *= factor
+        with device.aside(2):
+            updater.apply_rest(rest, step)
         first_layer.apply(factor)
-        updater.apply_rest(rest, step)
+        device.join()
         return loss
 
     def _rest_views(self, rest: Any) -> Views:

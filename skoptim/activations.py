@@ -36,9 +36,9 @@ class Activation:
         """Z += bias, a = f(z); `a` may be `z` unless `needs_input`."""
         device.activation_forward(self.name, z, bias, a)
 
-    def backward(self, device: Any, z: Any, a: Any, delta: Any) -> None:
-        """Delta *= f'(z), in place."""
-        device.activation_backward(self.name, z, a, delta)
+    def backward(self, device: Any, z: Any, a: Any, delta: Any, sums: Any) -> None:
+        """Delta *= f'(z), in place; its column sums go to `sums`."""
+        device.activation_backward(self.name, z, a, delta, sums)
 
 
 class _CallableActivation(Activation):
@@ -52,8 +52,9 @@ class _CallableActivation(Activation):
         z += bias
         a[...] = self.function(z)
 
-    def backward(self, device: Any, z: Any, a: Any, delta: Any) -> None:
+    def backward(self, device: Any, z: Any, a: Any, delta: Any, sums: Any) -> None:
         delta *= self.derivative(z)
+        device.column_sums(delta, sums)
 
 
 def get_activation(activation: Any) -> Activation:

@@ -36,20 +36,20 @@ ARCHITECTURES = ("sm_70", "sm_80", "sm_90")
 # Where float32 kernels are meant to use double precision: sums over many samples or steps.
 IN_DOUBLE = {
     "pay_columns",
-    "pay_entries",
     "start_ledger",
     # Sums of whole numbers in units of a power of two.
     "scatter",
     "add_scattered",
     "scattered_squares",
-    "apply_entries",
+    "apply_listed",
+    "apply_derived",
     "elementwise_loss",
     "multinomial_loss",
-    "squared_norm",
     "gradient_squares",
     "clipping_scale",
     "dot",
-    "advance",
+    "add_up",
+    "add_loss",
 }
 # These add the weights that are averaged to a sum in double, and do nothing else in it.
 AVERAGING = {"apply", "apply_columns", "shrink_groups"}
@@ -147,7 +147,7 @@ def test_rules_are_not_contracted():
     contracted = {
         arguments[0]
         for name, arguments, body in float_kernels("cuda/rules.cu")
-        if name in ("apply", "apply_columns", "apply_entries") and re.search(r"\bfma\.", body)
+        if name.startswith("apply") and re.search(r"\bfma\.", body)
     }
     assert contracted == {"ftrl_power"}
 
@@ -246,9 +246,14 @@ def test_memory_of_recorded_launches_is_kept(monkeypatch):
     monkeypatch.setattr(cuda_launch, "cupy", lambda: np)
     cuda_launch.empty(3, np.float32)
     with cuda_launch.keeping() as kept:
-        inside = cuda_launch.empty(4, np.float32)
-    cuda_launch.empty(5, np.float32)
-    assert [array is inside for array in kept] == [True]
+        arrays = [cuda_launch.empty(4, np.float32), cuda_launch.empty((2, 3), np.float64)]
+        kept.rewind()
+        again = [cuda_launch.empty(4, np.float32), cuda_launch.empty((2, 3), np.float64)]
+        assert all(a is b for a, b in zip(arrays, again, strict=True))
+        kept.rewind()
+        with pytest.raises(AssertionError):
+            cuda_launch.empty(5, np.float32)
+    assert cuda_launch.empty(4, np.float32) is not arrays[0]
 
 
 # The same primitives as on the CPU.

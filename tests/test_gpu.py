@@ -17,11 +17,12 @@ from oracle import touched_alone
 from sklearn.base import clone
 
 from skoptim import MLPClassifier, MLPRegressor, SGDClassifier, SGDRegressor
-from skoptim._devices import cpu, cuda, kernel_sources
+from skoptim._devices import cpu, cuda, cuda_recording, kernel_sources
 from skoptim._training import Trainer
-from skoptim.optimizers import FTRL, SGD, Adam, NormalizedFTRL, Optimizer
+from skoptim.optimizers import FTRL, SGD, Adagrad, Adam, NormalizedFTRL, Optimizer
 from skoptim.optimizers._base import bind_updater
-from skoptim.penalties import PenaltyTerms
+from skoptim.penalties import Box, PenaltyTerms
+from skoptim.schedules import Exponential
 
 need_device()
 
@@ -214,7 +215,7 @@ def check_loss(loss, n_outputs, labelled, listed, dtype, n=3000):
         given = {"labels": rng.integers(0, max(2, n_outputs), n + 5)}
     else:
         given = {"values": np.abs(random(n + 5, n_outputs, dtype=dtype, seed=1))}
-    weights = rng.random(n + 5).astype(dtype)
+    weights, bias = rng.random(n + 5).astype(dtype), random(n_outputs, dtype=dtype, seed=2)
     rows, first = (rng.permutation(n + 5)[:n], 0) if listed else (None, 3)
     results = []
     for device, copy in ((cpu, np.array), (cuda, on_device)):
@@ -222,7 +223,7 @@ def check_loss(loss, n_outputs, labelled, listed, dtype, n=3000):
         d = copy(np.zeros_like(z))
         batch = None if rows is None else copy(rows)
         total = device.loss_gradient(
-            loss, copy(z), targets, batch, first, copy(weights), 0.3, 0.25, d
+            loss, copy(z), targets, batch, first, copy(weights), 0.3, 0.25, d, copy(bias)
         )
         results.append((device.read_scalar(total), d))
     (total, d), (device_total, device_d) = results
@@ -241,9 +242,17 @@ def test_activations(name, dtype):
     cuda.activation_forward(name, *arrays[:3])
     assert_same(arrays[0], z)
     assert_near(arrays[2], a, LIBRARY[dtype])
-    cpu.activation_backward(name, z, a, delta)
-    cuda.activation_backward(name, arrays[0], on_device(a), arrays[3])
+    sums, device_sums = np.empty(17, dtype), cuda.empty(17, dtype)
+    cpu.activation_backward(name, z, a, delta, sums)
+    cuda.activation_backward(name, arrays[0], on_device(a), arrays[3], device_sums)
     assert_near(arrays[3], delta, LIBRARY[dtype])
+    bound = 2 * ORDER[dtype] * np.abs(delta).sum(axis=0, dtype=np.float64)
+    assert (np.abs(device_sums.get() - sums) <= bound).all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 70_001])
+def test_shuffles_are_those_of_the_cpu(n):
+    assert_same(cuda.shuffled(n, 12345678901, 7), cpu.shuffled(n, 12345678901, 7))
 
 
 @DTYPES
@@ -429,8 +438,9 @@ def test_fits_follow_the_cpu(name, optimizer, is_sparse, dtype):
     host, device = (
         fitted(estimator, where, X, y, optimizer=rule, max_iter=10) for where in ("cpu", "cuda")
     )
-    # Lion steps by the sign of a sum; near a minimum that is a sign of rounding, and runs part.
-    compared = slice(5) if optimizer.startswith("lion") and dtype == "float32" else slice(None)
+    # Lion steps by the sign of a sum; near a minimum that is a sign of rounding, and runs part, as do
+    # those of the CPU on dense and CSR data.
+    compared = slice(5) if optimizer.startswith("lion") else slice(None)
     np.testing.assert_allclose(
         device.loss_curve_[compared], host.loss_curve_[compared], rtol=LOSSES[dtype]
     )
@@ -515,8 +525,15 @@ OWING = {
         (FTRL(l1=0.01), {}),
         (SGD(0.05, momentum=0.9), {"penalty": "l1", "alpha": 1e-4}),
         (NormalizedFTRL(), {}),
+        (FTRL(Exponential(0.1, 0.9)), {"penalty": "l1", "alpha": 1e-4}),
+        (FTRL(l1=0.01, clip_norm=0.02), {"penalty": Box(-0.01, 0.02)}),
+        (Adagrad(0.1), {"penalty": None}),
+        (SGD(0.05, clip_norm=0.02), {"penalty": None}),
     ],
-    ids=["adam", "clipped", "ftrl", "momentum-l1", "normalized"],
+    ids=[
+        *("adam", "clipped", "ftrl", "momentum-l1", "normalized"),
+        *("ftrl-schedule", "ftrl-box", "resting", "resting-clipped"),
+    ],
 )
 def test_owed_steps_in_a_fit_follow_the_cpu(optimizer, parameters, kind, shuffle, monkeypatch):
     # 300 samples in batches of 21: fourteen whole ones and a rest; in blocks of five steps.
@@ -552,9 +569,13 @@ def test_derivatives_that_are_not_finite_are_seen(width, value, dtype):
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("is_sparse", [False, True], ids=["dense", "csr"])
 @pytest.mark.parametrize("name", ["SGDClassifier", "MLPClassifier"])
-def test_recorded_steps_follow_the_cpu(name, is_sparse, shuffle, monkeypatch):
-    # 160 samples in batches of 21: seven whole ones and a rest; in blocks of three steps.
-    monkeypatch.setattr(Trainer, "_block_steps", lambda self: 3)
+@pytest.mark.parametrize("block", [3, 8])
+def test_recorded_steps_follow_the_cpu(block, name, is_sparse, shuffle, monkeypatch):
+    # 160 samples in batches of 21: seven whole ones and a rest; in blocks of three steps, or of all
+    # with three recorded together.
+    monkeypatch.setattr(Trainer, "_block_steps", lambda self: block)
+    monkeypatch.setattr(cuda_recording, "_STEPS_AT_ONCE", 3)
+    monkeypatch.setattr(cuda_recording, "_STEPS_BEFORE", 2)
     X, y = training_data("float64", is_sparse, True)
     parameters = {"batch_size": 21, "shuffle": shuffle, "max_iter": 5}
     if name == "MLPClassifier":

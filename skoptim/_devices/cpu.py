@@ -17,7 +17,6 @@ xp = np
 LINEAR_BATCH_SIZE = 1
 
 activation_forward = core.activation_forward
-activation_backward = core.activation_backward
 dropout = core.dropout
 column_sums = core.column_sums
 dot = core.dot
@@ -28,6 +27,13 @@ _WORTH_A_THREAD = 2**16
 
 #: How the compiled classes of a dtype are named.
 SUFFIX = {np.dtype(np.float32): "Float32", np.dtype(np.float64): "Float64"}
+
+
+def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Return 0..n-1 in a random order, the same for the same seed and epoch on every device."""
+    order = np.empty(n, dtype=np.int64)
+    core.shuffle(seed, epoch, order)
+    return order
 
 
 class Matrix:
@@ -224,13 +230,25 @@ def loss_gradient(
     parameter: float,
     scale: float,
     d: np.ndarray | None,
+    bias: np.ndarray | None = None,
 ) -> float:
     """Return the weighted sum of the batch's losses; write `scale` times the derivatives to d.
 
-    The batch are the rows `first` and on, of the listed ones if there are any.
+    Scores are z + bias; z may be overwritten with them. The batch are the rows `first` and on, of
+    the listed ones if there are any.
     """
+    if bias is not None:
+        z += bias
     taken = _taken(rows, first, len(z))
     return core.loss_gradient(loss, z, targets, *taken, weights, parameter, scale, d)
+
+
+def activation_backward(
+    name: str, z: np.ndarray, a: np.ndarray, delta: np.ndarray, sums: np.ndarray
+) -> None:
+    """Multiply `delta` by f'(z), and write its column sums to `sums`."""
+    core.activation_backward(name, z, a, delta)
+    core.column_sums(delta, sums)
 
 
 def aside(side: int) -> AbstractContextManager:

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from skoptim._devices import cpu, cuda_blas
+from skoptim._devices import cpu, cuda_blas, kernel_sources
 from skoptim._devices.batches import Batches, ByColumns
 from skoptim._devices.cuda_launch import (
     WARP_SIZE,
-    arrivals,
     aside,
     cupy,
     empty,
@@ -28,6 +27,7 @@ from skoptim._devices.cuda_launch import (
     tile_size,
 )
 from skoptim._devices.cuda_recording import Recording
+from skoptim._native import core
 
 __all__ = ["Recording", "aside", "join"]
 
@@ -41,9 +41,9 @@ SCATTERED_WIDTH = 4
 
 _ROWS_PER_CHUNK = 512  # of a column sum
 _ROWS_PER_PART = 4096  # of a look at all of a dense matrix
-_ENTRY_THREADS = 16  # for a row, on average, where EachEntry (sparse.cuh) walks
 _SAMPLED_ROWS = 256  # of which `observe` takes the mean norm, as on the CPU
 _GROUP_L1 = 3  # the column of group_l1 in a row of prepared scalars
+_NO_LIST = {"listed": None, "n_listed": None}
 
 
 def __getattr__(attribute: str) -> Any:
@@ -224,6 +224,9 @@ class Updater:
     ----------
     gradient_scale : array of shape (1,) or None
         On the device; what gradients are multiplied by, see `clip_norm`.
+    owes : bool
+        Whether columns that a batch does not touch are paid the step later, by a ledger. Else
+        their weights stay as they are, or are made out from the state when they are read.
     """
 
     def __init__(
@@ -244,8 +247,14 @@ class Updater:
         self._n_columns, self._width, self._tile_size = n_columns, width, tile_size(width)
         padded = dict(zip(("slot_0", "slot_1", "slot_2"), [*slots, None, None, None], strict=False))
         self._parameters = {"w": w, "average": average, "unit": unit, **padded}
-        self._rows, self._sparse = empty(rows.shape, w.dtype), sparse
-        if sparse:
+        self._rows = empty(rows.shape, w.dtype)
+        may_rest = sparse and average is None
+        rests = may_rest and core.rests(rule, np.array(rows[0], dtype=np.float64))
+        is_derived = rule in kernel_sources.choices()["DerivedRule"]
+        self._derives = may_rest and is_derived and width <= SCATTERED_WIDTH
+        self.owes = sparse and not rests and not self._derives
+        self._paid: Any = None
+        if self.owes:
             self._make_ledger()
         self.gradient_scale: Any = None
         self.restart(rows)
@@ -255,7 +264,7 @@ class Updater:
         n_steps = len(rows)
         self._rows[:n_steps] = asarray(rows, self._rows.dtype)
         self._grouped = bool(rows[0, _GROUP_L1] > 0)
-        if self._sparse:
+        if self.owes:
             self._start_ledger(n_steps)
 
     def apply(self, g: Any, step: Any) -> None:
@@ -269,18 +278,11 @@ class Updater:
     def multiply_touched(self, touched: Touched, step: Any, z: Any) -> None:
         """Pay the touched columns the steps before `step`, and write X W of the batch to z."""
         if self._width <= SCATTERED_WIDTH:
-            launch(
-                "pay_entries",
-                self._template,
-                touched.n * _ENTRY_THREADS,
-                **self._parameters,
-                **self._steps,
-                **touched.entries,
-                width=self._width,
-                paid=self._paid,
-                to=step,
-            )
-        else:
+            touched.begin_list()
+        if self.owes and self._width <= SCATTERED_WIDTH:
+            touched.list_columns(self._width)
+            self._pay(step, touched.most_listed, **touched.listed_batch, batch=0)
+        elif self.owes:
             batches = touched.batches
             self._pay(
                 step,
@@ -289,36 +291,56 @@ class Updater:
                 batch_columns=batches.batch_columns,
                 batch=touched.batch,
             )
-        w = self._parameters["w"][: self._n_columns * self._width]
-        csr_matmul(touched.X, touched.rows, touched.first, w.reshape(-1, self._width), z)
+        if not self._derives:
+            w = self._parameters["w"][: self._n_columns * self._width]
+            w = w.reshape(-1, self._width)
+            csr_matmul(touched.X, touched.rows, touched.first, w, z)
+            return
+        launch(
+            "multiply_derived",
+            self._template,
+            touched.n * WARP_SIZE,
+            **self._parameters,
+            **self._scalars(step),
+            **touched.entries,
+            data=touched.X.data,
+            width=self._width,
+            out=z,
+            output_lanes=self._tile_size,
+        )
 
     def apply_touched(self, touched: Touched, delta: Any, factor: float, step: Any) -> None:
         """Take a step of the touched columns, with `factor` times the gradient X.T @ delta."""
         if factor != 1:
             self.gradient_scale = cupy().full(1, factor, dtype=delta.dtype)
         given = {**self._parameters, **self._scalars(step), "width": self._width}
-        given |= {"gradient_scale": self.gradient_scale, "paid": self._paid}
+        given |= {"gradient_scale": self.gradient_scale, "tile_size": self._tile_size}
+        if not self._derives:
+            given["paid"] = self._paid
         if self._width <= SCATTERED_WIDTH:
-            n_threads = touched.n * _ENTRY_THREADS
-            sums = touched.scattered(delta)
-            launch("apply_entries", self._template, n_threads, **given, **touched.entries, **sums)
+            n_threads = touched.most_listed * self._tile_size
+            given |= {**touched.scattered(delta), **touched.listed, "n": touched.n}
+            if self._derives:
+                launch("apply_derived", self._template, n_threads, **given)
+            else:
+                launch("apply_listed", self._template, n_threads, **given)
             touched.forget()
         else:
-            launch(
-                "apply_columns",
-                self._template,
-                touched.batches.most_columns * self._tile_size,
-                **given,
-                **touched.columns,
-                sums=touched.segment_sums(delta),
-                tile_size=self._tile_size,
-            )
+            n_threads = touched.batches.most_columns * self._tile_size
+            given |= {**touched.columns, "sums": touched.segment_sums(delta)}
+            launch("apply_columns", self._template, n_threads, **given)
         if factor != 1:
             self.gradient_scale = None
 
     def settle(self, step: Any) -> None:
-        """Pay all columns the steps before `step`."""
-        self._pay(step, self._n_columns, columns=None, batch_columns=None, batch=0)
+        """Let the weights of all columns be what they are before `step`."""
+        if self.owes:
+            self._pay(step, self._n_columns, columns=None, batch_columns=None, batch=0)
+        elif self._derives:
+            n = self._n_columns * self._width
+            given = {**self._parameters, **self._scalars(step), "n": n, "width": self._width}
+            given["to"] = given.pop("step")
+            launch("settle_derived", self._template, n, **given)
 
     def _scalars(self, step: Any) -> dict[str, Any]:
         return {"rows": self._rows, "row_width": self._rows.shape[1], "step": step}
@@ -485,7 +507,7 @@ def clipping_factor(
     own = n_blocks(g.size)
     of_touched = 0 if touched is None else touched.n_partial_sums(delta)
     partial_sums = empty(own + of_touched, np.float64)
-    _squares(g, partial_sums[:own])
+    _dots(g, g, partial_sums[:own])
     if touched is not None:
         touched.squares(delta, partial_sums[own:])
     scale = empty(1, g.dtype)
@@ -541,7 +563,7 @@ def csr_matmul(X: Matrix, rows: Any, first: Any, w: Any, out: Any) -> None:
         data=X.data,
         indices=X.indices,
         indptr=X.indptr,
-        rows=rows,
+        samples=rows,
         first=first,
         n=n,
         w=w,
@@ -564,7 +586,7 @@ def csr_gradient(X: Matrix, rows: Any, first: Any, delta: Any, g: Any) -> None:
             "add_scattered",
             (g.dtype.name,),
             g.size,
-            **touched.scattered(delta),
+            **touched.scattered(delta, listing=False),
             n=touched.n,
             n_columns=X.shape[1],
             width=width,
@@ -595,6 +617,7 @@ class Touched:
     def __init__(self, X: Matrix):
         self.X = X
         self._sums: tuple[Any, Any] | None = None
+        self._list: tuple[Any, Any] | None = None
 
     @property
     def native(self) -> Touched:
@@ -605,6 +628,7 @@ class Touched:
         """Take X[rows[first:first + n]], or X[first:first + n] when `rows` is None."""
         self.rows, self.first, self.n = rows, first, n
         self._found: tuple[Batches, Any] | None = None
+        self._is_listed = False
         self.forget()
 
     def forget(self) -> None:
@@ -657,7 +681,7 @@ class Touched:
         self._sums = delta, sums
         return sums
 
-    # As entries, one by one.
+    # As entries, one by one; the columns are listed when they are met.
 
     @property
     def entries(self) -> dict[str, Any]:
@@ -671,34 +695,64 @@ class Touched:
             "n": self.n,
         }
 
-    def scattered(self, delta: Any) -> dict[str, Any]:
-        """Return X.T @ delta as sums of whole numbers, and what tells their unit."""
+    @property
+    def most_listed(self) -> int:
+        """About how many columns the batch touches at most."""
+        n_samples, n_columns = self.X.shape
+        return min(n_columns, -(-self.X.n_stored * self.n // max(n_samples, 1)))
+
+    @property
+    def listed_batch(self) -> dict[str, Any]:
+        """The list as that of one batch: the columns, and where the batch begins and ends."""
+        if self._list is None:
+            self._list = empty(self.X.shape[1], np.int32), cupy().zeros(2, dtype=np.int32)
+        return dict(zip(("columns", "batch_columns"), self._list, strict=True))
+
+    @property
+    def listed(self) -> dict[str, Any]:
+        """The list, and how long it is."""
+        batch = self.listed_batch
+        return {"listed": batch["columns"], "n_listed": batch["batch_columns"][1:]}
+
+    def begin_list(self) -> None:
+        """Empty the list."""
+        with aside(1):
+            self.listed["n_listed"].fill(0)
+
+    def list_columns(self, width: int) -> None:
+        """List the columns of the batch."""
+        join()
+        words, n_threads = self._words(width), self.n * WARP_SIZE
+        given = {**self.entries, **self.listed, "width": width, "sums": words}
+        launch("list_columns", (), n_threads, **given)
+        self._is_listed = True
+
+    def _words(self, width: int) -> Any:
+        scattered = self.X.scattered
+        if width not in scattered:
+            scattered[width] = cupy().zeros(self.X.shape[1] * width, dtype=np.int64)
+        return scattered[width]
+
+    def scattered(self, delta: Any, *, listing: bool = True) -> dict[str, Any]:
+        """Return X.T @ delta as sums of whole numbers, and what tells their unit.
+
+        This lists the columns, unless they are listed already.
+        """
         if self._sums is not None and self._sums[0] is delta:
             return self._sums[1]
         X, width, template = self.X, delta.shape[1], (delta.dtype.name,)
-        if width not in X.scattered:
-            X.scattered[width] = cupy().zeros(X.shape[1] * width, dtype=np.int64)
-        largest = empty(1, delta.dtype)
-        largest.fill(0)
+        grid = (n_blocks(delta.size),)
+        largest = empty(grid, delta.dtype)
         launch(
-            "largest_magnitude", template, delta.size, delta=delta, n=delta.size, largest=largest
+            "largest_magnitude", template, 1, grid=grid, delta=delta, n=delta.size, largest=largest
         )
-        sums = {"sums": X.scattered[width], "largest": largest}
+        sums = {"sums": self._words(width), "largest": largest, "n_largest": len(largest)}
         sums |= {"bounds": X.bounds, "n_bounds": len(X.bounds)}
-        launch(
-            "scatter",
-            template,
-            self.n * _ENTRY_THREADS,
-            data=X.data,
-            indices=X.indices,
-            indptr=X.indptr,
-            rows=self.rows,
-            first=self.first,
-            n=self.n,
-            delta=delta,
-            width=width,
-            **sums,
-        )
+        listing = listing and not self._is_listed
+        given = {**self.entries, **(self.listed if listing else _NO_LIST), **sums}
+        given |= {"data": X.data, "delta": delta, "width": width}
+        launch("scatter", template, self.n * WARP_SIZE, **given)
+        self._is_listed = self._is_listed or listing
         self._sums = delta, sums
         return sums
 
@@ -738,10 +792,31 @@ def activation_forward(name: str, z: Any, bias: Any, a: Any) -> None:
     launch("activation_forward", template, z.size, z=z, bias=bias, a=a, n=n, width=width)
 
 
-def activation_backward(name: str, z: Any, a: Any, delta: Any) -> None:
-    """Multiply `delta` by f'(z)."""
+def activation_backward(name: str, z: Any, a: Any, delta: Any, sums: Any) -> None:
+    """Multiply `delta` by f'(z), and write its column sums to `sums`."""
+    n, width = z.shape
     template = (name, z.dtype.name)
-    launch("activation_backward", template, z.size, z=z, a=a, delta=delta, n=z.size)
+    # Short chunks make more blocks of a small array.
+    rows_per_chunk = 32 if z.size < 2**21 else 256
+    n_chunks = max(1, -(-n // rows_per_chunk))
+    of_chunks = sums if n_chunks == 1 else empty((n_chunks, width), sums.dtype)
+    launch(
+        "activation_backward",
+        template,
+        1,
+        grid=(-(-width // WARP_SIZE), n_chunks),
+        z=z,
+        a=a,
+        delta=delta,
+        n=n,
+        width=width,
+        rows_per_chunk=rows_per_chunk,
+        sums=of_chunks,
+        tile_size=WARP_SIZE,
+    )
+    if n_chunks > 1:
+        with aside(1):
+            column_sums(of_chunks, sums)
 
 
 def loss_gradient(
@@ -754,11 +829,12 @@ def loss_gradient(
     parameter: float,
     scale: float,
     d: Any,
+    bias: Any = None,
 ) -> Any:
     """Write `scale` times the derivatives to d; return the weighted sum of the batch's losses.
 
-    The batch are the rows `first` and on, of the listed ones if there are any. The sum is a
-    float64 scalar on the device, see `read_scalar`.
+    Scores are z + bias. The batch are the rows `first` and on, of the listed ones if there are
+    any. The sum is a float64 scalar on the device, see `read_scalar`.
     """
     n, n_outputs = z.shape
     if z.size == 0:
@@ -766,10 +842,10 @@ def loss_gradient(
     lanes = tile_size(n_outputs)
     n_threads = n * lanes if loss == "multinomial" else z.size
     grid = (n_blocks(n_threads),)
-    partial_sums, total = empty(grid, np.float64), empty(1, np.float64)
-    batch = {"z": z, "n": n, "n_outputs": n_outputs, "rows": rows, "first": first}
+    partial_sums = empty(grid, np.float64)
+    batch = {"z": z, "bias": bias, "n": n, "n_outputs": n_outputs, "rows": rows, "first": first}
     batch |= {"labels": targets.labels, "weights": weights, "scale": scale, "d": d}
-    batch |= {"partial_sums": partial_sums, "arrivals": arrivals(), "total": total}
+    batch |= {"partial_sums": partial_sums}
     if loss == "multinomial":
         template: tuple[str, ...] = (z.dtype.name,)
         launch("multinomial_loss", template, n_threads, grid=grid, **batch, tile_size=lanes)
@@ -777,7 +853,8 @@ def loss_gradient(
         template = (loss, z.dtype.name)
         batch |= {"values": targets.values, "parameter": parameter}
         launch("elementwise_loss", template, n_threads, grid=grid, **batch)
-    return total[0]
+    with aside(1):
+        return _added_up(partial_sums)
 
 
 def dropout(a: Any, seed: int, stream: Any, rate: float, out: Any) -> None:
@@ -794,6 +871,14 @@ def dropout(a: Any, seed: int, stream: Any, rate: float, out: Any) -> None:
         scale=1.0 / (1.0 - rate),
         out=out,
     )
+
+
+def shuffled(n: int, seed: int, epoch: int) -> Any:
+    """Return 0..n-1 in a random order, the same as on the CPU."""
+    keys = empty(n, np.uint64)
+    launch("shuffle_keys", (), -(-n // 4), seed=seed, epoch=epoch, n=n, keys=keys)
+    keys.sort()
+    return (keys & 0xFFFFFFFF).astype(np.int64)
 
 
 def column_sums(a: Any, out: Any) -> None:
@@ -823,32 +908,26 @@ def dot(a: Any, b: Any) -> float:
     """Return the sum of a * b over all entries, in float64; this waits for the device."""
     if a.size == 0:
         return 0.0
-    grid = (n_blocks(a.size),)
-    partial_sums, total = empty(grid, np.float64), empty(1, np.float64)
-    launch(
-        "dot",
-        (a.dtype.name,),
-        a.size,
-        grid=grid,
-        a=a,
-        b=b,
-        n=a.size,
-        partial_sums=partial_sums,
-        arrivals=arrivals(),
-        total=total,
-    )
-    return float(total[0])
+    partial_sums = empty(n_blocks(a.size), np.float64)
+    _dots(a, b, partial_sums)
+    return float(_added_up(partial_sums))
+
+
+def _dots(a: Any, b: Any, partial_sums: Any) -> None:
+    """Write the dot products of each block's part."""
+    given = {"a": a, "b": b, "n": a.size, "partial_sums": partial_sums}
+    launch("dot", (a.dtype.name,), 1, grid=(len(partial_sums),), **given)
+
+
+def _added_up(partial_sums: Any) -> Any:
+    total = empty(1, np.float64)
+    launch("add_up", (), 1, partial_sums=partial_sums, n=len(partial_sums), total=total)
+    return total[0]
 
 
 def squared_norm(a: Any) -> float:
     """Return the sum of squares, in float64; this waits for the device."""
     return dot(a, a)
-
-
-def _squares(a: Any, partial_sums: Any) -> None:
-    """Write the sums of squares of each block's part."""
-    grid = (len(partial_sums),)
-    launch("squared_norm", (a.dtype.name,), 1, grid=grid, a=a, n=a.size, partial_sums=partial_sums)
 
 
 def prox(w: Any, step: Any, l1: float, l2: float, lower: float, upper: float) -> None:

@@ -149,15 +149,36 @@ def tile_size(width: int) -> int:
 # Memory.
 
 
+class Kept:
+    """Arrays that `empty` has made, to be had again in the same order after `rewind`."""
+
+    def __init__(self) -> None:
+        self._arrays: list[Any] = []
+        self._position = 0
+
+    def rewind(self) -> None:
+        """Begin again with the first array."""
+        self._position = 0
+
+    def next(self, shape: Any, dtype: Any) -> Any:
+        """Return the next array; make it, if it was not there before."""
+        if self._position == len(self._arrays):
+            self._arrays.append(cupy().empty(shape, dtype=dtype))
+        array = self._arrays[self._position]
+        self._position += 1
+        assert array.dtype == dtype
+        assert array.shape == (shape if np.iterable(shape) else (shape,))
+        return array
+
+
 class _OfThread(threading.local):
     """What calls of one thread share; the device runs them one after the other."""
 
     def __init__(self) -> None:
-        self.kept: list[Any] | None = None
+        self.kept: Kept | None = None
         self.sides: dict[int, Any] = {}
         self.waiting: set[int] = set()
         self.side = 0
-        self.arrivals: dict[int, Any] = {}
         self.streams: dict[int, list[Any]] = {}
 
 
@@ -166,31 +187,21 @@ _of_thread = _OfThread()
 
 def empty(shape: Any, dtype: Any) -> Any:
     """Return an uninitialised array."""
-    array = cupy().empty(shape, dtype=dtype)
-    if _of_thread.kept is not None:
-        _of_thread.kept.append(array)
-    return array
+    kept = _of_thread.kept
+    return cupy().empty(shape, dtype=dtype) if kept is None else kept.next(shape, dtype)
 
 
 @contextmanager
-def keeping() -> Iterator[list[Any]]:
-    """Keep every array that `empty` makes meanwhile in the list that this gives.
+def keeping() -> Iterator[Kept]:
+    """Keep every array that `empty` makes meanwhile.
 
     Recorded launches go on using them, so their memory must not serve for anything else.
     """
-    outer, _of_thread.kept = _of_thread.kept, []
+    outer, _of_thread.kept = _of_thread.kept, Kept()
     try:
         yield _of_thread.kept
     finally:
         _of_thread.kept = outer
-
-
-def arrivals() -> Any:
-    """Return the counter of `grid_sum`, zero between launches."""
-    device = cupy().cuda.runtime.getDevice()
-    if device not in _of_thread.arrivals:
-        _of_thread.arrivals[device] = cupy().zeros(1, dtype=np.uint32)
-    return _of_thread.arrivals[device]
 
 
 # Launches beside one another.

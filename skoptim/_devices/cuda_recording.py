@@ -1,8 +1,9 @@
-"""Training steps recorded once and replayed: one launch a step in place of a dozen.
+"""Training steps recorded once and replayed: one launch in place of a dozen a step.
 
 From Python a launch takes longer than a small network's kernel runs. A CUDA graph of a whole step
-takes one call. What changes from step to step lies on the device: a counter of the steps, from
-which kernels find the batch, the scalars and the dropout mask.
+takes one call, and one of several steps leaves no gap between them. What changes from step to step
+lies on the device: a counter of the steps, from which kernels find the batch, the scalars and the
+dropout mask.
 """
 
 from __future__ import annotations
@@ -13,9 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from skoptim._devices.cuda_launch import Moving, cupy, keeping, launch, recording_stream
+from skoptim._devices.cuda_launch import (
+    Moving,
+    aside,
+    cupy,
+    join,
+    keeping,
+    launch,
+    recording_stream,
+)
 
 Take = Callable[[Any, int], Any]
+
+_STEPS_AT_ONCE = 8
+#: So many steps, one at a time, take about as long as it takes to record several.
+_STEPS_BEFORE = 256
 
 
 class Recording:
@@ -29,7 +42,14 @@ class Recording:
     ----------
     batch_size : int
         The number of samples of the steps to replay; others are taken launch by launch.
+
+    Attributes
+    ----------
+    n_taken : int
+        Steps of the block so far.
     """
+
+    n_taken = 0
 
     def __init__(self, batch_size: int) -> None:
         xp = cupy()
@@ -38,45 +58,58 @@ class Recording:
         self._counters = xp.zeros(2, dtype=np.int64)
         self._sum = xp.zeros(1, dtype=np.float64)
         self._is_warm = False
-        self._graph: Any = None
+        self._n_replayed = 0
+        self._graphs: dict[int, Any] = {}
+        self._kept: list[Any] = []
 
-    def start(self, n_before: int) -> None:
-        """Begin a block of steps, before which there were `n_before`."""
+    def run(self, take: Take, n_samples: int, n_before: int) -> None:
+        """Take the steps of a block of `n_samples`, before which there were `n_before` steps."""
         self._sum.fill(0)
-        self._n_before = n_before
-        self._counted: int | None = None
-        self.n_taken = 0
-
-    def take(self, take: Take, step: int, n: int) -> None:
-        """Take step number `step`, of `n` samples, and add up its loss."""
-        if n != self._batch_size or not self._is_warm:
-            # The first step compiles the kernels, and allocates what later ones use.
-            self._sum += take(step, n)
-            self._is_warm = self._is_warm or n == self._batch_size
-        else:
-            if self._graph is None:
-                self._record(take)
-            if self._counted != step:
-                self._counters[...] = cupy().asarray([step, self._n_before + step])
-            self._graph.launch(cupy().cuda.get_current_stream())
-            self._counted = step + 1
-        self.n_taken = step + 1
+        self.n_taken, counted = 0, None
+        size = self._batch_size
+        n_full, n_steps = n_samples // size, -(-n_samples // size)
+        while self.n_taken < n_steps:
+            step = self.n_taken
+            if step < n_full and self._is_warm:
+                many = self._n_replayed >= _STEPS_BEFORE and step + _STEPS_AT_ONCE <= n_full
+                n_steps_now = _STEPS_AT_ONCE if many else 1
+                graph = self._graph(take, n_steps_now)
+                if counted != step:
+                    self._counters[...] = cupy().asarray([step, n_before + step])
+                graph.launch(cupy().cuda.get_current_stream())
+                self._n_replayed += n_steps_now
+                self.n_taken = counted = step + n_steps_now
+            else:
+                # The first step compiles the kernels, and allocates what later ones use.
+                self._sum += take(step, min(size, n_samples - step * size))
+                self._is_warm = self._is_warm or step < n_full
+                self.n_taken = step + 1
 
     @property
     def loss(self) -> Any:
         """The sum of the losses of the block, on the device."""
         return self._sum[0]
 
-    def _record(self, take: Take) -> None:
-        overall = Moving(0, 1, self._counters[1:])
-        step = Moving(0, 1, self._counters[:1], overall)
-        with recording_stream() as stream, keeping() as self._kept:
+    def _graph(self, take: Take, n_steps: int) -> Any:
+        """Return the recording of so many steps, made when it is first asked for."""
+        if n_steps in self._graphs:
+            return self._graphs[n_steps]
+        with recording_stream() as stream, keeping() as kept:
             stream.begin_capture()
             try:
-                loss = take(step, self._batch_size)
-                launch("advance", (), 1, loss=loss, sum=self._sum, counters=self._counters)
+                for i in range(n_steps):
+                    overall = Moving(i, 1, self._counters[1:])
+                    loss = take(Moving(i, 1, self._counters[:1], overall), self._batch_size)
+                    with aside(1):
+                        launch("add_loss", (), 1, loss=loss, sum=self._sum)
+                    # The next step uses the same memory.
+                    join()
+                    kept.rewind()
+                launch("advance", (), 1, counters=self._counters, n_steps=n_steps)
             except BaseException:
                 with suppress(Exception):
                     stream.end_capture()
                 raise
-            self._graph = stream.end_capture()
+            self._graphs[n_steps] = stream.end_capture()
+        self._kept.append(kept)
+        return self._graphs[n_steps]

@@ -114,8 +114,11 @@ def choices() -> Mapping[str, Mapping[str, str]]:
     return {
         "T": {"float32": "float", "float64": "double"},
         "Rule": {name: _qualified(rule["cpp_type"]) for name, rule in rules.items()},
-        "UniformRule": {
-            name: _qualified(rule["cpp_type"]) for name, rule in rules.items() if rule["uniform"]
+        **{
+            f"{kind.title()}Rule": {
+                name: _qualified(rule["cpp_type"]) for name, rule in rules.items() if rule[kind]
+            }
+            for kind in ("uniform", "derived")
         },
         "Activation": {
             name: _qualified(activation["cpp_type"])

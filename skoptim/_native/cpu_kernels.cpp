@@ -12,7 +12,7 @@ static_assert(offsetof(Common<float>, average) == average_scalar * sizeof(float)
 template <class Rule, class T>
 constexpr RuleKernels<T> rule_kernels(const char* name, const char* cpp_type) {
   return {RuleInfo{name, cpp_type, Rule::n_slots, Rule::n_scalars, n_common + Rule::n_scalars, Rule::uniform,
-                   Rule::slots, Rule::scalars},
+                   Idle<Rule>::derived, Rule::slots, Rule::scalars},
           RuleDriver<Rule, T>::apply,
           RuleDriver<Rule, T>::pay_columns,
           TouchedDriver<Rule, T>::multiply,
@@ -21,6 +21,7 @@ constexpr RuleKernels<T> rule_kernels(const char* name, const char* cpp_type) {
           Fading<Rule>::holds ? n_fading_factors : 0,
           FadingReplay<Rule, T>::fill,
           steps_to_replay<Rule, T>,
+          rests<Rule, T>,
           make_table<Rule, T>};
 }
 

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu_shuffle.hpp"
 #include "cpu_threads.hpp"
 #include "cpu_training.hpp"
 #include "kernels.hpp"
@@ -875,6 +876,12 @@ bool owing_pays(const std::string& name, Input2d<double> rows, double touched_co
   return 8.0 * touched_columns * (1.0 + replayed) < double(n_columns);
 }
 
+bool rests(const std::string& name, Input<double> row) {
+  const RuleKernels<double>& rule = find_rule<double>(name);
+  require(int64_t(row.shape(0)) >= rule.info.row_width, "row: as many scalars as the rule wants");
+  return rule.rests(row.data());
+}
+
 nb::dict describe_rules() {
   nb::dict rules;
   for (int i = 0; i < active.load()->double_->n_rules; ++i) {
@@ -887,6 +894,7 @@ nb::dict describe_rules() {
     rule["slots"] = nb::tuple(slots);
     rule["scalars"] = nb::tuple(scalars);
     rule["uniform"] = info.uniform;
+    rule["derived"] = info.derived;
     rules[info.name] = rule;
   }
   return rules;
@@ -911,6 +919,12 @@ NB_MODULE(_core, m) {
   m.doc() = "Compiled kernels of skoptim.";
   bind<float>(m, "Float32");
   bind<double>(m, "Float64");
+  m.def("shuffle",
+        [](uint64_t seed, uint64_t epoch, Vector<int64_t> out) {
+          require(out.shape(0) < (uint64_t(1) << 32), "out: fewer than 2**32 rows");
+          baseline::shuffle(seed, epoch, out.shape(0), out.data());
+        },
+        "seed"_a, "epoch"_a, "out"_a.noconvert(), Unlocked());
   m.def("available_isas", [] {
     std::vector<std::string> names;
     for (const Isa& isa : isas) names.push_back(isa.name);
@@ -919,6 +933,7 @@ NB_MODULE(_core, m) {
   m.def("current_isa", [] { return active.load()->name; });
   m.def("use_isa", &use_isa, "name"_a);
   m.def("owing_pays", &owing_pays, "rule"_a, "rows"_a, "touched_columns"_a, "n_columns"_a, "width"_a);
+  m.def("rests", &rests, "rule"_a, "row"_a);
   m.def("describe_rules", &describe_rules);
   m.def("describe_activations", &describe_activations);
 }

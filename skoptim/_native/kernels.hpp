@@ -82,7 +82,7 @@ struct RuleInfo {
   const char* cpp_type;
   int n_slots, n_scalars;
   int row_width;  // of the prepared scalars
-  bool uniform;
+  bool uniform, derived;
   const char* const* slots;
   const char* const* scalars;
 };
@@ -112,6 +112,7 @@ struct RuleKernels {
   void (*fill_factors)(const T* rows, int64_t begin, int64_t end, int64_t width, T* out);
   // How many idle steps have to be replayed before a closed form serves.
   double (*steps_to_replay)(const T* row, bool closed_idle);
+  bool (*rests)(const T* row);
   LinearTable<T>* (*make_table)(int64_t n_columns, int64_t width, bool has_units, bool averaging,
                                 int64_t row_width);
 };

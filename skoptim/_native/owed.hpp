@@ -26,12 +26,19 @@ struct Steps {
 template <class Rule>
 struct Idle {
   static constexpr bool closed = false;
+  static constexpr bool keeps_state = false;  // whether such a step leaves the state arrays as they are
+  static constexpr bool derived = false;      // whether the weight is a function of these and of the last scalars
 };
+
+template <class Rule, class T>
+SKOPTIM_HD T derived_weight(T w, const T* s, const Scalars<Rule, T>& last) {
+  return clamp(Rule::weight(w, s, last.common, last.own), last.common.lower, last.common.upper);
+}
 
 // The rules whose weight is a function of the state and of the last step's scalars.
 template <class Rule>
 struct DerivedIdle {
-  static constexpr bool closed = true;
+  static constexpr bool closed = true, keeps_state = true, derived = true;
 
   template <class T>
   SKOPTIM_HD static bool sums(const Common<T>&, const T*, double*, double*) { return true; }
@@ -40,7 +47,7 @@ struct DerivedIdle {
   template <class T>
   SKOPTIM_HD static bool pay(T& w, const T* s, T unit, const Steps<T>& steps, int64_t, int64_t to) {
     const Scalars<Rule, T> last = Scalars<Rule, T>(steps.row(to - 1)).with_unit(unit);
-    w = clamp(Rule::weight(w, s, last.common, last.own), last.common.lower, last.common.upper);
+    w = derived_weight<Rule>(w, s, last);
     return true;
   }
 };
@@ -58,7 +65,7 @@ struct UniformStep {
 
 template <class Rule>
 struct UniformIdle {
-  static constexpr bool closed = true;
+  static constexpr bool closed = true, keeps_state = Rule::n_slots == 0, derived = false;
 
   template <class T>
   SKOPTIM_HD static UniformStep one_step(const Common<T>& c, const T* k) {
@@ -104,7 +111,7 @@ struct Idle<SGDMomentum> : UniformIdle<SGDMomentum> {};
 // l1 / d times the sum of the rates. `decay` is the sum of the rates, `threshold` of their squares.
 template <>
 struct Idle<Adagrad> {
-  static constexpr bool closed = true;
+  static constexpr bool closed = true, keeps_state = true, derived = false;
 
   template <class T>
   SKOPTIM_HD static bool sums(const Common<T>& c, const T*, double* decay, double* threshold) {
@@ -173,15 +180,28 @@ SKOPTIM_HD bool running_sums(const T* rows, int64_t begin, int64_t end, int64_t 
   return closed;
 }
 
+#ifndef __CUDACC_RTC__
+// Whether something besides the gradient moves a weight.
+template <class Rule, class T>
+bool pulls(const Common<T>& c) {
+  return c.l1 != T(0) || c.l2 != T(0) || c.group_l1 != T(0) || c.coupled_l2 != T(0) || c.shrink != T(1) ||
+         Rule::contains_penalty;
+}
+
+// Whether idle steps with scalars like these change nothing, so that nothing is ever owed.
+template <class Rule, class T>
+bool rests(const T* row) {
+  const Common<T> c = load_common(row);
+  const bool boxed = c.lower > -T(SKOPTIM_INFINITY) || c.upper < T(SKOPTIM_INFINITY);
+  return Idle<Rule>::keeps_state && !pulls<Rule>(c) && !boxed;
+}
+
 // About how many idle steps of a column have to be replayed one by one before the rest has a closed
 // form; infinity if none has.
-#ifndef __CUDACC_RTC__
 template <class Rule, class T>
 double steps_to_replay(const T* row, bool closed_idle) {
   const Common<T> c = load_common(row);
-  const bool pulled = c.l1 != T(0) || c.l2 != T(0) || c.group_l1 != T(0) || c.coupled_l2 != T(0) ||
-                      c.shrink != T(1) || Rule::contains_penalty;
-  if (pulled && !closed_idle) return SKOPTIM_INFINITY;
+  if (pulls<Rule>(c) && !closed_idle) return SKOPTIM_INFINITY;
   const double memory = Rule::memory(row + n_common);
   return memory > 0 ? math::log(1e-18) / math::log(memory) : 0.0;
 }

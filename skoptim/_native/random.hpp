@@ -31,4 +31,9 @@ SKOPTIM_HD bool survives(uint64_t seed, uint64_t stream, uint64_t index, uint32_
   return philox(seed, stream, index / 4).word[index % 4] < threshold;
 }
 
+// A shuffle orders the numbers 0..n-1, n < 2^32, by random words: this is the key of number `item`, which tells
+// equal words apart. Epochs count down from the last stream, dropout counts up from the first.
+SKOPTIM_HD uint64_t shuffle_key(uint32_t word, uint64_t item) { return uint64_t(word) << 32 | item; }
+SKOPTIM_HD Philox shuffle_words(uint64_t seed, uint64_t epoch, uint64_t item) { return philox(seed, ~epoch, item / 4); }
+
 SKOPTIM_END

@@ -4,7 +4,8 @@
 //   slots[], scalars[]   names of its state arrays and of its own scalars, in the order used below
 //   contains_penalty     whether its own formula contains l1 and l2 (FTRL): the weight is then a
 //                        function of the state, `weight(w, s, c, k)`, a step `advance` of the state
-//                        and then that, and the two strengths are totals over all steps so far;
+//                        and then that (or still the one it was, until it `has_learned`), and the two
+//                        strengths are totals over all steps so far;
 //                        otherwise they are a prox step after it
 //   uniform              whether its step size is the same for every coefficient
 //   step(w, g, s, c, k)  moves one weight; returns the step size of its diagonal metric, in which
@@ -327,10 +328,19 @@ struct FTRL {
     if constexpr (square_root) return math::sqrt(root * root + g * g);
     return g == T(0) ? root : math::pow(math::pow(root, T(-1) / k[1]) + g * g, -k[1]);
   }
+  template <class T>
+  SKOPTIM_HD static T denominator_of(const T* s, const Common<T>& c, const T* k) {
+    return (k[0] + k[unit] * s[1]) * k[3] + k[unit] * (k[unit] * c.l2);
+  }
+  // Whether anything has been learned.
+  template <class T>
+  SKOPTIM_HD static bool has_learned(const T* s, const Common<T>& c, const T* k) {
+    return denominator_of(s, c, k) != T(0);
+  }
   // The weight that the state stands for; `w` where nothing has been learned (0 / 0).
   template <class T>
   SKOPTIM_HD static T weight(T w, const T* s, const Common<T>& c, const T* k) {
-    const T u = k[unit], denominator = (k[0] + u * s[1]) * k[3] + u * (u * c.l2);
+    const T u = k[unit], denominator = denominator_of(s, c, k);
     // Subtracted from zero, and not negated, to leave no negative zeros.
     const T solution = (T(0) - u * soft_threshold(s[0], u * c.l1)) / denominator;
     return denominator == T(0) ? w : solution;

@@ -61,29 +61,6 @@ SKOPTIM_HD double block_sum(double value) {
   return value;
 }
 
-// Writes the sum over all blocks to *total: the block that arrives last adds up what the others left, always in
-// the same order. `arrivals` is zero before, and again afterwards.
-SKOPTIM_HD void grid_sum(double value, double* partial_sums, uint32_t* arrivals, double* total) {
-  __shared__ bool is_last;
-  value = block_sum(value);
-  if (threadIdx.x == 0) {
-    partial_sums[blockIdx.x] = value;
-    __threadfence();
-    is_last = atomicAdd(arrivals, 1u) == gridDim.x - 1;
-  }
-  __syncthreads();
-  if (!is_last) return;
-  __threadfence();
-  value = 0;
-  for (int64_t e = threadIdx.x; e < gridDim.x; e += block_size)
-    value += *(volatile double*)(partial_sums + e);
-  value = block_sum(value);
-  if (threadIdx.x == 0) {
-    *total = value;
-    *arrivals = 0;
-  }
-}
-
 // NaN is larger than anything, so that it is seen.
 template <class T>
 SKOPTIM_HD T larger_or_nan(T a, T b) { return a < b || b != b ? b : a; }
@@ -115,5 +92,19 @@ struct Tile {
   }
   SKOPTIM_HD int32_t broadcast(int32_t value) const { return __shfl_sync(mask, value, 0, size); }
 };
+
+// Sums over columns, of which each thread of a block holds a part: the threads of a tile stand for neighbouring
+// columns, the tiles of a block for rows. Valid in the first tile.
+template <class T>
+SKOPTIM_HD T column_total(T part, int tile_size) {
+  __shared__ T parts[block_size];
+  parts[threadIdx.x] = part;
+  const int n_tiles = block_size / tile_size, own = threadIdx.x / tile_size;
+  for (int half = n_tiles / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (own < half) parts[threadIdx.x] += parts[threadIdx.x + half * tile_size];
+  }
+  return parts[threadIdx.x];
+}
 
 SKOPTIM_END

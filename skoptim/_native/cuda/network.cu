@@ -8,20 +8,19 @@
 
 SKOPTIM_BEGIN
 
-// The sum of weighted losses into *total (see `grid_sum`); derivatives times `scale` into d unless null.
+// The sums of weighted losses block by block; derivatives times `scale` into d unless null. Scores are z + bias.
 // Class labels become -1 and +1: one output means "is class 1", several "is class k".
 template <class Loss, class T>
-__global__ void elementwise_loss(const T* z, int64_t n, int64_t n_outputs, const int32_t* labels,
+__global__ void elementwise_loss(const T* z, const T* bias, int64_t n, int64_t n_outputs, const int32_t* labels,
                                  const T* values, const int64_t* rows, int64_t first,
                                  int64_t first_per_step, const int64_t* counter, const T* weights,
-                                 T parameter, T scale, T* d, double* partial_sums,
-                                 uint32_t* arrivals, double* total) {
+                                 T parameter, T scale, T* d, double* partial_sums) {
   const Batch batch(rows, moved(first, first_per_step, counter));
   double sum = 0;
   for (int64_t e = grid_begin(); e < n * n_outputs; e += grid_stride()) {
     const Place place(e, n_outputs);
     const int64_t row = batch.row(place.row), k = place.column;
-    const T weight = weights ? weights[row] : T(1), score = z[e];
+    const T weight = weights ? weights[row] : T(1), score = bias ? z[e] + bias[k] : z[e];
     T y;
     if (labels)
       y = labels[row] == (n_outputs == 1 ? 1 : k) ? T(1) : T(-1);
@@ -30,36 +29,37 @@ __global__ void elementwise_loss(const T* z, int64_t n, int64_t n_outputs, const
     sum += double(weight) * double(Loss::value(score, y, parameter));
     if (d) d[e] = scale * weight * Loss::derivative(score, y, parameter);
   }
-  grid_sum(sum, partial_sums, arrivals, total);
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial_sums[blockIdx.x] = sum;
 }
 
 // The same for the cross-entropy of the softmax, as `softmax_cross_entropy` has it; a tile takes a row.
 template <class T>
-__global__ void multinomial_loss(const T* z, int64_t n, int64_t n_outputs, const int32_t* labels,
+__global__ void multinomial_loss(const T* z, const T* bias, int64_t n, int64_t n_outputs, const int32_t* labels,
                                  const int64_t* rows, int64_t first, int64_t first_per_step,
                                  const int64_t* counter, const T* weights, T scale, T* d,
-                                 double* partial_sums, uint32_t* arrivals, double* total,
-                                 int32_t tile_size) {
+                                 double* partial_sums, int32_t tile_size) {
   const Batch batch(rows, moved(first, first_per_step, counter));
   const Tile tile(tile_size);
   double sum = 0;
   for (int64_t i = tile.begin; i < n; i += tile.stride) {
     const int64_t row = batch.row(i), label = labels[row];
     const T weight = weights ? weights[row] : T(1);
-    const T* const score = z + i * n_outputs;
-    T top = score[0], partition = T(0);
-    for (int64_t k = tile.lane; k < n_outputs; k += tile.size) top = larger(top, score[k]);
+    const auto score = [&](int64_t k) { return bias ? z[i * n_outputs + k] + bias[k] : z[i * n_outputs + k]; };
+    T top = score(0), partition = T(0);
+    for (int64_t k = tile.lane; k < n_outputs; k += tile.size) top = larger(top, score(k));
     top = tile.largest(top);
-    for (int64_t k = tile.lane; k < n_outputs; k += tile.size) partition += math::exp(score[k] - top);
+    for (int64_t k = tile.lane; k < n_outputs; k += tile.size) partition += math::exp(score(k) - top);
     partition = tile.sum(partition);
     if (tile.lane == 0)
-      sum += double(weight) * double(math::log(partition) + top - score[label]);
+      sum += double(weight) * double(math::log(partition) + top - score(label));
     if (d)
       for (int64_t k = tile.lane; k < n_outputs; k += tile.size)
         d[i * n_outputs + k] =
-            (math::exp(score[k] - top) / partition - (k == label ? T(1) : T(0))) * (scale * weight);
+            (math::exp(score(k) - top) / partition - (k == label ? T(1) : T(0))) * (scale * weight);
   }
-  grid_sum(sum, partial_sums, arrivals, total);
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial_sums[blockIdx.x] = sum;
 }
 
 // z += bias, a = f(z); a may be z.
@@ -77,16 +77,30 @@ __global__ void activation_forward(T* z, const T* bias, T* a, int64_t n, int64_t
   }
 }
 
-// delta *= f'.
+// delta *= f', and the sums of delta over the y-th chunk of rows into sums (n_chunks, width) for blocks (x, y).
 template <class Activation, class T>
-__global__ void activation_backward(const T* z, const T* a, T* delta, int64_t n) {
-  for (Quad e(n); e.begins(); e.next()) {
-    T product[4];
-    for (int j = 0; j < 4; ++j)
-      if (e.has(j)) product[j] = delta[e.at(j)] * Activation::derivative(z[e.at(j)], a[e.at(j)]);
-    for (int j = 0; j < 4; ++j)
-      if (e.has(j)) delta[e.at(j)] = product[j];
-  }
+__global__ void activation_backward(const T* z, const T* a, T* delta, int64_t n, int64_t width,
+                                    int64_t rows_per_chunk, T* sums, int32_t tile_size) {
+  const int n_row_lanes = block_size / tile_size;
+  const int64_t column = int64_t(blockIdx.x) * tile_size + threadIdx.x % tile_size;
+  const int64_t begin = int64_t(blockIdx.y) * rows_per_chunk;
+  const int64_t end = begin + rows_per_chunk < n ? begin + rows_per_chunk : n;
+  T sum = T(0);
+  if (column < width)
+    for (int64_t row = begin + threadIdx.x / tile_size; row < end; row += 4 * n_row_lanes) {
+      const auto at = [&](int j) { return (row + j * n_row_lanes) * width + column; };
+      T product[4];
+      for (int j = 0; j < 4; ++j)
+        if (row + j * n_row_lanes < end)
+          product[j] = delta[at(j)] * Activation::derivative(z[at(j)], a[at(j)]);
+      for (int j = 0; j < 4; ++j)
+        if (row + j * n_row_lanes < end) {
+          delta[at(j)] = product[j];
+          sum += product[j];
+        }
+    }
+  sum = column_total(sum, tile_size);
+  if (threadIdx.x < tile_size && column < width) sums[blockIdx.y * width + column] = sum;
 }
 
 // One thread draws the four words that decide over four neighbouring units, as `survives` does.
@@ -100,6 +114,15 @@ __global__ void dropout(const T* a, int64_t n, uint64_t seed, int64_t stream, in
       const int64_t e = quad * 4 + j;
       if (e < n) out[e] = bits.word[j] < threshold ? a[e] * scale : T(0);
     }
+  }
+}
+
+// What a shuffle sorts.
+__global__ void shuffle_keys(uint64_t seed, uint64_t epoch, int64_t n, uint64_t* keys) {
+  for (int64_t quad = grid_begin(); quad * 4 < n; quad += grid_stride()) {
+    const Philox words = shuffle_words(seed, epoch, quad * 4);
+    for (int j = 0; j < 4; ++j)
+      if (quad * 4 + j < n) keys[quad * 4 + j] = shuffle_key(words.word[j], quad * 4 + j);
   }
 }
 
@@ -119,21 +142,31 @@ __global__ void gather_rows(const T* x, int64_t width, const int64_t* rows, int6
   }
 }
 
-// partial_sums of a dot product, and its sum.
+// A dot product, block by block.
 template <class T>
-__global__ void dot(const T* a, const T* b, int64_t n, double* partial_sums, uint32_t* arrivals,
-                    double* total) {
+__global__ void dot(const T* a, const T* b, int64_t n, double* partial_sums) {
   double sum = 0;
   for (int64_t e = grid_begin(); e < n; e += grid_stride()) sum += double(a[e]) * double(b[e]);
-  grid_sum(sum, partial_sums, arrivals, total);
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial_sums[blockIdx.x] = sum;
 }
 
-// The end of a recorded step: adds its loss to the sum, and counts it, in its block and overall.
-__global__ void advance(const double* loss, double* sum, int64_t* counters) {
+// The sum of what blocks left; one block.
+__global__ void add_up(const double* partial_sums, int64_t n, double* total) {
+  double sum = 0;
+  for (int64_t e = threadIdx.x; e < n; e += block_size) sum += partial_sums[e];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *total = sum;
+}
+
+// For recorded steps: adds the loss of one to the sum; counts some, in their block and overall.
+__global__ void add_loss(const double* loss, double* sum) {
+  if (grid_begin() == 0) *sum += *loss;
+}
+__global__ void advance(int64_t* counters, int64_t n_steps) {
   if (grid_begin() == 0) {
-    *sum += *loss;
-    counters[0] += 1;
-    counters[1] += 1;
+    counters[0] += n_steps;
+    counters[1] += n_steps;
   }
 }
 
@@ -141,28 +174,16 @@ __global__ void advance(const double* loss, double* sum, int64_t* counters) {
 template <class T>
 __global__ void column_sums(const T* a, int64_t n, int64_t width, int64_t rows_per_chunk, T* out,
                             int32_t tile_size) {
-  __shared__ T sums[block_size];
-  const int n_row_lanes = block_size / tile_size, row_lane = threadIdx.x / tile_size;
+  const int n_row_lanes = block_size / tile_size;
   const int64_t column = int64_t(blockIdx.x) * tile_size + threadIdx.x % tile_size;
   const int64_t begin = int64_t(blockIdx.y) * rows_per_chunk;
   const int64_t end = begin + rows_per_chunk < n ? begin + rows_per_chunk : n;
   T sum = T(0);
   if (column < width)
-    for (int64_t row = begin + row_lane; row < end; row += n_row_lanes) sum += a[row * width + column];
-  sums[threadIdx.x] = sum;
-  for (int half = n_row_lanes / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (row_lane < half) sums[threadIdx.x] += sums[threadIdx.x + half * tile_size];
-  }
-  if (row_lane == 0 && column < width) out[blockIdx.y * width + column] = sums[threadIdx.x];
-}
-
-template <class T>
-__global__ void squared_norm(const T* a, int64_t n, double* partial_sums) {
-  double total = 0;
-  for (int64_t e = grid_begin(); e < n; e += grid_stride()) total += double(a[e]) * double(a[e]);
-  total = block_sum(total);
-  if (threadIdx.x == 0) partial_sums[blockIdx.x] = total;
+    for (int64_t row = begin + threadIdx.x / tile_size; row < end; row += n_row_lanes)
+      sum += a[row * width + column];
+  sum = column_total(sum, tile_size);
+  if (threadIdx.x < tile_size && column < width) out[blockIdx.y * width + column] = sum;
 }
 
 // The factor that bounds the norm whose square is the sum of partial_sums; one block.

@@ -21,25 +21,24 @@ template <class Rule, class T>
 struct Cell {
   int64_t i;
   T w, s[Rule::n_slots + 1];
+  SKOPTIM_HD Cell() : s{} {}
   SKOPTIM_HD Cell(const Parameters<T>& p, int64_t i_) : s{} { load(p, i_); }
   SKOPTIM_HD void load(const Parameters<T>& p, int64_t i_) {
-    i = i_;
+    load_state(p, i_);
     w = p.w[i];
+  }
+  SKOPTIM_HD void load_state(const Parameters<T>& p, int64_t i_) {
+    i = i_;
     for (int j = 0; j < Rule::n_slots; ++j) s[j] = p.slots[j][i];
   }
   SKOPTIM_HD void store(const Parameters<T>& p) const {
     p.w[i] = w;
+    store_state(p);
+  }
+  SKOPTIM_HD void store_state(const Parameters<T>& p) const {
     for (int j = 0; j < Rule::n_slots; ++j) p.slots[j][i] = s[j];
   }
 };
-
-// Whether this thread is the first to move a column's place in the ledger up to `to`, and from where.
-SKOPTIM_HD bool claims(int32_t* paid, int64_t column, int32_t to, int32_t* from = nullptr) {
-  if (*(volatile int32_t*)(paid + column) >= to) return false;
-  const int32_t before = atomicExch(paid + column, to);
-  if (from) *from = before;
-  return before < to;
-}
 
 // One step with what there is besides the rule known beforehand; to the last bit what `update` does.
 template <class Rule, class T>
@@ -77,24 +76,25 @@ __global__ void apply(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, co
   const Common<T> intercept = unpenalised(k.common);
   const Extras extras_of_coefs = extras(k.common), extras_of_intercepts = extras(intercept);
   const T scale = gradient_scale ? *gradient_scale : T(1);
-  int64_t i = begin + grid_begin();
-  if (i >= end) return;
-  // What comes next is read before this is written, so that reading and reckoning overlap.
-  Cell<Rule, T> following(p, i);
-  T following_g = g[i - begin];
-  for (; i < end; i += grid_stride()) {
-    Cell<Rule, T> cell = following;
-    const T own_g = following_g;
-    if (i + grid_stride() < end) {
-      following.load(p, i + grid_stride());
-      following_g = g[i + grid_stride() - begin];
-    }
-    const bool in_columns = unit && i < n_columns * width, penalised = i < n_penalised;
-    const Scalars<Rule, T> own = k.with_unit(in_columns ? unit[Place(i, width).row] : T(1));
-    update_as<Rule>(penalised ? extras_of_coefs : extras_of_intercepts, cell.w, scale * own_g, cell.s,
-                    penalised ? k.common : intercept, own.own);
-    cell.store(p);
-    if (average && k.common.average != T(0)) average[i] += double(k.common.average) * cell.w;
+  for (Quad e(end - begin); e.begins(); e.next()) {
+    Cell<Rule, T> cells[4];
+    T gradient[4];
+    for (int j = 0; j < 4; ++j)
+      if (e.has(j)) {
+        cells[j].load(p, begin + e.at(j));
+        gradient[j] = g[e.at(j)];
+      }
+    for (int j = 0; j < 4; ++j)
+      if (e.has(j)) {
+        Cell<Rule, T>& cell = cells[j];
+        const int64_t i = begin + e.at(j);
+        const bool in_columns = unit && i < n_columns * width, penalised = i < n_penalised;
+        const Scalars<Rule, T> own = k.with_unit(in_columns ? unit[Place(i, width).row] : T(1));
+        update_as<Rule>(penalised ? extras_of_coefs : extras_of_intercepts, cell.w, scale * gradient[j], cell.s,
+                        penalised ? k.common : intercept, own.own);
+        cell.store(p);
+        if (average && k.common.average != T(0)) average[i] += double(k.common.average) * cell.w;
+      }
   }
 }
 
@@ -126,8 +126,21 @@ SKOPTIM_HD void finish_column(const Parameters<T>& p, const Tile& tile, int64_t 
       p.average[i] += double(k.common.average) * p.w[i];
 }
 
-// One step of the columns of a batch (runs of `width` coefficients); their gradients are sums of
-// `segment_sums`, see sparse.cuh.
+// One step of a column (a run of `width` coefficients); gradient(i) is that of its i-th coefficient.
+template <class Rule, class T, class Gradient>
+SKOPTIM_HD void step_column(const Parameters<T>& p, const Tile& tile, int64_t column, int64_t width,
+                            const Scalars<Rule, T>& common, Extras kind, const Gradient& gradient) {
+  const int64_t begin = column * width;
+  const Scalars<Rule, T> k = common.with_unit(p.unit_of(column));
+  for (int64_t i = tile.lane; i < width; i += tile.size) {
+    Cell<Rule, T> cell(p, begin + i);
+    update_as<Rule>(kind, cell.w, gradient(i), cell.s, k.common, k.own);
+    cell.store(p);
+  }
+  finish_column<Rule>(p, tile, begin, width, k);
+}
+
+// One step of the columns of a batch; their gradients are sums of `segment_sums`, see sparse.cuh.
 template <class Rule, class T>
 __global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* average,
                               const T* unit, const int32_t* columns, const int32_t* column_segments,
@@ -143,51 +156,32 @@ __global__ void apply_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* ave
   const Extras kind = extras(common.common);
   const Tile tile(tile_size);
   for (int64_t j = own.begin + tile.begin; j < own.end; j += tile.stride) {
-    const int64_t column = columns[j], begin = column * width;
-    const Scalars<Rule, T> k = common.with_unit(p.unit_of(column));
-    for (int64_t i = tile.lane; i < width; i += tile.size) {
-      Cell<Rule, T> cell(p, begin + i);
-      update_as<Rule>(kind, cell.w, scale * own.gradient(sums, j, width, i), cell.s, k.common, k.own);
-      cell.store(p);
-    }
-    finish_column<Rule>(p, tile, begin, width, k);
-    if (tile.lane == 0) paid[column] = int32_t(now + 1);
+    step_column(p, tile, columns[j], width, common, kind,
+                [&](int64_t i) { return scale * own.gradient(sums, j, width, i); });
+    if (paid && tile.lane == 0) paid[columns[j]] = int32_t(now + 1);
   }
 }
 
-// The same without a list: threads go through the entries of the batch, and the first at a column takes its step,
-// with the gradient of `scatter`, of which nothing is left.
+// The same for the columns that a kernel of the step has listed, with the gradient of `scatter`, of which nothing is
+// left.
 template <class Rule, class T>
-__global__ void apply_entries(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit,
-                              const int32_t* indices, const int64_t* indptr, const int64_t* samples, int64_t first,
-                              int64_t first_per_step, int64_t n, int64_t width, int64_t* sums, const T* bounds,
-                              int32_t n_bounds, const T* largest, const T* gradient_scale, const T* rows,
-                              int64_t row_width, int32_t* paid, int64_t step, int64_t step_per_step,
-                              const int64_t* counter) {
+__global__ void apply_listed(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit,
+                             const int32_t* listed, const int32_t* n_listed, int64_t n, int64_t width, int64_t* sums,
+                             const T* bounds, int32_t n_bounds, const T* largest, int64_t n_largest,
+                             const T* gradient_scale, const T* rows, int64_t row_width, int32_t* paid, int64_t step,
+                             int64_t step_per_step, const int64_t* counter, int32_t tile_size) {
   const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
   const T scale = gradient_scale ? *gradient_scale : T(1);
-  const int32_t now = int32_t(moved(step, step_per_step, counter));
-  const Batch batch(samples, moved(first, first_per_step, counter));
-  const FixedPoint<T> fixed{bounds, n_bounds, double(n) * double(*largest)};
+  const int64_t now = moved(step, step_per_step, counter);
+  const FixedPoint<T> fixed(bounds, n_bounds, n, largest, n_largest);
   const Scalars<Rule, T> common(rows + now * row_width);
   const Extras kind = extras(common.common);
-  const Tile alone(1);
-  __shared__ ColumnSet met;
-  EachEntry entries(batch, indptr, n);
-  for (; entries.begins(); entries.next()) {
-    met.clear();
-    for (entries.first(); entries.has(); entries.advance()) {
-      const int64_t column = indices[entries.at()], begin = column * width;
-      if (!met.may_be_new(column) || !claims(paid, column, now + 1)) continue;
-      const Scalars<Rule, T> k = common.with_unit(p.unit_of(column));
-      for (int64_t i = begin; i < begin + width; ++i) {
-        Cell<Rule, T> cell(p, i);
-        update_as<Rule>(kind, cell.w, scale * fixed.value(sums[i], column), cell.s, k.common, k.own);
-        cell.store(p);
-        sums[i] = 0;
-      }
-      finish_column<Rule>(p, alone, begin, width, k);
-    }
+  const Tile tile(tile_size);
+  for (int64_t j = tile.begin; j < *n_listed; j += tile.stride) {
+    const int64_t column = listed[j];
+    step_column(p, tile, column, width, common, kind,
+                ScatteredGradient<T>{fixed, scale, column, sums + column * width});
+    if (paid && tile.lane == 0) paid[column] = int32_t(now + 1);
   }
 }
 
@@ -271,32 +265,79 @@ __global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* avera
   }
 }
 
-// The same without a list: threads go through the entries of the batch, and the first at a column pays it.
+// Rules whose weights are functions of the state leave w as it was before the block, and make out what it would be
+// now when it is read. Nothing is owed then.
 template <class Rule, class T>
-__global__ void pay_entries(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit,
-                            const int32_t* indices, const int64_t* indptr, const int64_t* samples, int64_t first,
-                            int64_t first_per_step, int64_t n, int64_t width, const T* rows, int64_t row_width,
-                            const double* decay, const double* threshold, const double* averaged,
-                            const double* highest_rate, const int32_t* closed_idle, int32_t* paid, int64_t to,
-                            int64_t to_per_step, const int64_t* counter) {
+struct DerivedWeights {
+  const Parameters<T>& p;
+  bool is_first;  // Before the first step of a block, w is as it lies there.
+  Scalars<Rule, T> last;
+  SKOPTIM_HD DerivedWeights(const Parameters<T>& p_, const T* rows, int64_t row_width, int64_t step)
+      : p(p_), is_first(step == 0), last(rows + (is_first ? 0 : step - 1) * row_width) {}
+  SKOPTIM_HD T from(const Cell<Rule, T>& cell, int64_t column) const {
+    if (is_first) return p.w[cell.i];
+    const Scalars<Rule, T> own = last.with_unit(p.unit_of(column));
+    const bool has_learned = Rule::has_learned(cell.s, own.common, own.own);
+    return derived_weight<Rule>(has_learned ? T(0) : p.w[cell.i], cell.s, own);
+  }
+  SKOPTIM_HD T operator()(int64_t column, int64_t i) const {
+    Cell<Rule, T> cell;
+    cell.load_state(p, i);
+    return from(cell, column);
+  }
+};
+
+// X[batch] @ w.
+template <class DerivedRule, class T>
+__global__ void multiply_derived(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit, const T* data,
+                                 const int32_t* indices, const int64_t* indptr, const int64_t* samples, int64_t first,
+                                 int64_t first_per_step, int64_t n, int64_t width, const T* rows, int64_t row_width,
+                                 int64_t step, int64_t step_per_step, const int64_t* counter, T* out,
+                                 int32_t output_lanes) {
   const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
-  const Steps<T> steps{rows,     row_width,         decay,             threshold,
-                       averaged, highest_rate,      *closed_idle != 0, average != nullptr};
-  const bool grouped = load_common(rows).group_l1 > T(0);
-  const int32_t now = int32_t(moved(to, to_per_step, counter));
   const Batch batch(samples, moved(first, first_per_step, counter));
-  const Tile alone(1);
-  __shared__ ColumnSet met;
-  EachEntry entries(batch, indptr, n);
-  for (; entries.begins(); entries.next()) {
-    met.clear();
-    for (entries.first(); entries.has(); entries.advance()) {
-      const int32_t column = indices[entries.at()];
-      int32_t from;
-      if (met.may_be_new(column) && claims(paid, column, now, &from))
-        pay_column<Rule>(p, alone, column, width, steps, grouped, from, now);
+  const DerivedWeights<DerivedRule, T> weights(p, rows, row_width, moved(step, step_per_step, counter));
+  multiply_rows(data, indices, indptr, batch, n, width, out, output_lanes,
+                [&](int64_t column, int64_t k) { return weights(column, column * width + k); });
+}
+
+// The step of the listed columns, as `apply_listed` takes it.
+template <class DerivedRule, class T>
+__global__ void apply_derived(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit,
+                              const int32_t* listed, const int32_t* n_listed, int64_t n, int64_t width, int64_t* sums,
+                              const T* bounds, int32_t n_bounds, const T* largest, int64_t n_largest,
+                              const T* gradient_scale, const T* rows, int64_t row_width, int64_t step,
+                              int64_t step_per_step, const int64_t* counter, int32_t tile_size) {
+  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
+  const T scale = gradient_scale ? *gradient_scale : T(1);
+  const int64_t now = moved(step, step_per_step, counter);
+  const FixedPoint<T> fixed(bounds, n_bounds, n, largest, n_largest);
+  const DerivedWeights<DerivedRule, T> weights(p, rows, row_width, now);
+  const Scalars<DerivedRule, T> common(rows + now * row_width);
+  const Extras kind = extras(common.common);
+  const Tile tile(tile_size);
+  for (int64_t j = tile.begin; j < *n_listed; j += tile.stride) {
+    const int64_t column = listed[j], begin = column * width;
+    const ScatteredGradient<T> gradient{fixed, scale, column, sums + begin};
+    const Scalars<DerivedRule, T> k = common.with_unit(p.unit_of(column));
+    for (int64_t i = tile.lane; i < width; i += tile.size) {
+      Cell<DerivedRule, T> cell;
+      cell.load_state(p, begin + i);
+      cell.w = weights.from(cell, column);
+      update_as<DerivedRule>(kind, cell.w, gradient(i), cell.s, k.common, k.own);
+      cell.store_state(p);
     }
   }
+}
+
+// Writes what w is before step `to`.
+template <class DerivedRule, class T>
+__global__ void settle_derived(T* w, T* slot_0, T* slot_1, T* slot_2, double* average, const T* unit, int64_t n,
+                               int64_t width, const T* rows, int64_t row_width, int64_t to, int64_t to_per_step,
+                               const int64_t* counter) {
+  const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit};
+  const DerivedWeights<DerivedRule, T> weights(p, rows, row_width, moved(to, to_per_step, counter));
+  for (int64_t i = grid_begin(); i < n; i += grid_stride()) w[i] = weights(unit ? Place(i, width).row : 0, i);
 }
 
 // Sums up a block of steps for `pay_columns`; one thread, once per block of steps.

@@ -7,62 +7,62 @@
 
 SKOPTIM_BEGIN
 
-// A warp as (entry lane, output lane): output lanes read neighbouring weights of one entry, entry
-// lanes share the entries; their sums meet in entry lane 0.
-struct Lanes {
-  int n_outputs, n_entries, output, entry;
-  SKOPTIM_HD explicit Lanes(int output_lanes)
-      : n_outputs(output_lanes), n_entries(warp_size / output_lanes),
-        output(threadIdx.x % output_lanes), entry(threadIdx.x % warp_size / output_lanes) {}
-  template <class T>
-  SKOPTIM_HD T sum(T value) const {
-    for (int offset = warp_size / 2; offset >= n_outputs; offset /= 2)
-      value += __shfl_down_sync(~0u, value, offset);
-    return value;
-  }
-};
-
 // out (n, width) = X[rows] @ w, w (n_columns, width).
 template <class T>
 __global__ void csr_matmul(const T* data, const int32_t* indices, const int64_t* indptr,
-                           const int64_t* rows, int64_t first, int64_t first_per_step,
+                           const int64_t* samples, int64_t first, int64_t first_per_step,
                            const int64_t* counter, int64_t n, const T* w, int64_t width, T* out,
                            int32_t output_lanes) {
-  const Batch batch(rows, moved(first, first_per_step, counter));
-  const Tile warp(warp_size);
-  const Lanes lanes(output_lanes);
-  for (int64_t i = warp.begin; i < n; i += warp.stride) {
-    const int64_t row = batch.row(i), begin = indptr[row], end = indptr[row + 1];
-    for (int64_t tile = 0; tile < width; tile += lanes.n_outputs) {
-      const int64_t k = tile + lanes.output;
-      T sum = T(0);
-      if (k < width)
-        for (int64_t e = begin + lanes.entry; e < end; e += lanes.n_entries)
-          sum += data[e] * w[int64_t(indices[e]) * width + k];
-      sum = lanes.sum(sum);
-      if (lanes.entry == 0 && k < width) out[i * width + k] = sum;
-    }
-  }
+  const Batch batch(samples, moved(first, first_per_step, counter));
+  multiply_rows(data, indices, indptr, batch, n, width, out, output_lanes,
+                [&](int64_t column, int64_t k) { return w[column * width + k]; });
 }
 
-// Raises *largest to the largest |delta|, NaN if there is one.
+// The largest |delta| of each block, NaN if there is one.
 template <class T>
 __global__ void largest_magnitude(const T* delta, int64_t n, T* largest) {
+  __shared__ T of_warp[block_size / warp_size];
   T own = T(0);
   for (int64_t e = grid_begin(); e < n; e += grid_stride()) own = larger_or_nan(own, absolute(delta[e]));
   own = Tile(warp_size).largest(own);
-  if (threadIdx.x % warp_size == 0) atomic_largest(largest, own);
+  if (threadIdx.x % warp_size == 0) of_warp[threadIdx.x / warp_size] = own;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (int i = 1; i < block_size / warp_size; ++i) own = larger_or_nan(own, of_warp[i]);
+  largest[blockIdx.x] = own;
 }
 
-// sums (n_columns, width) += data * delta over the entries of a batch, as whole numbers; a warp takes a row.
-template <class T>
-__global__ void scatter(const T* data, const int32_t* indices, const int64_t* indptr, const int64_t* rows,
-                        int64_t first, int64_t first_per_step, const int64_t* counter, int64_t n, const T* bounds,
-                        int32_t n_bounds, const T* delta, const T* largest, int64_t width, int64_t* sums) {
-  const Batch batch(rows, moved(first, first_per_step, counter));
-  const FixedPoint<T> fixed{bounds, n_bounds, double(n) * double(*largest)};
+// Lists the columns of a batch; a warp takes a row. Their words are marked, `apply_listed` makes them zero.
+__global__ void list_columns(const int32_t* indices, const int64_t* indptr, const int64_t* samples, int64_t first,
+                             int64_t first_per_step, const int64_t* counter, int64_t n, int64_t width, int64_t* sums,
+                             int32_t* listed, int32_t* n_listed) {
+  const Batch batch(samples, moved(first, first_per_step, counter));
+  const Listing listing(listed, n_listed);
   __shared__ ColumnSet met;
-  __shared__ int64_t own[ColumnSet::n_slots];  // The block's sums of one output.
+  EachEntry entries(batch, indptr, n);
+  for (; entries.begins(); entries.next()) {
+    met.clear();
+    for (entries.first(); entries.has(); entries.advance()) {
+      const int32_t column = indices[entries.at()];
+      if (met.place(column) < 0) listing.add_alone(column, sums + column * width);
+    }
+    __syncthreads();
+    listing.add(met, sums, width);
+  }
+}
+
+// sums (n_columns, width) += data * delta over the entries of a batch, as whole numbers; a warp takes a row. Lists the
+// columns too, if there is a list.
+template <class T>
+__global__ void scatter(const T* data, const int32_t* indices, const int64_t* indptr, const int64_t* samples,
+                        int64_t first, int64_t first_per_step, const int64_t* counter, int64_t n, const T* bounds,
+                        int32_t n_bounds, const T* delta, const T* largest, int64_t n_largest, int64_t width,
+                        int64_t* sums, int32_t* listed, int32_t* n_listed) {
+  const Batch batch(samples, moved(first, first_per_step, counter));
+  const FixedPoint<T> fixed(bounds, n_bounds, n, largest, n_largest);
+  const Listing listing(listed, n_listed);
+  __shared__ ColumnSet met;
+  __shared__ uint64_t own[ColumnSet::n_slots];  // The block's sums of one output.
   EachEntry entries(batch, indptr, n);
   for (; entries.begins(); entries.next())
     for (int64_t k = 0; k < width; ++k) {
@@ -72,23 +72,24 @@ __global__ void scatter(const T* data, const int32_t* indices, const int64_t* in
       for (entries.first(); entries.has(); entries.advance()) {
         const int32_t column = indices[entries.at()];
         const double term = double(data[entries.at()]) * double(delta[entries.row * width + k]);
-        bool is_new;
-        const int slot = met.place(column, is_new);
-        fixed.add(slot < 0 ? sums + column * width + k : own + slot, term * fixed.scale(column));
+        const int slot = met.place(column);
+        atomicAdd(slot < 0 ? (uint64_t*)(sums + column * width + k) : own + slot, fixed.word(term, column));
+        if (slot < 0 && k == 0) listing.add_alone(column, sums + column * width);
       }
       __syncthreads();
       for (int slot = threadIdx.x; slot < ColumnSet::n_slots; slot += block_size)
-        if (own[slot] != 0) atomicAdd((uint64_t*)(sums + met.columns[slot] * width + k), uint64_t(own[slot]));
+        if (own[slot] != 0) atomicAdd((uint64_t*)(sums + met.columns[slot] * width + k), own[slot]);
+      if (k == 0) listing.add(met, sums, width);
     }
 }
 
 // g (n_columns, width) += those sums, which are zero afterwards.
 template <class T>
 __global__ void add_scattered(int64_t* sums, const T* bounds, int32_t n_bounds, int64_t n, const T* largest,
-                              int64_t n_columns, int64_t width, T* g) {
-  const FixedPoint<T> fixed{bounds, n_bounds, double(n) * double(*largest)};
+                              int64_t n_largest, int64_t n_columns, int64_t width, T* g) {
+  const FixedPoint<T> fixed(bounds, n_bounds, n, largest, n_largest);
   for (int64_t e = grid_begin(); e < n_columns * width; e += grid_stride())
-    if (sums[e] != 0) {
+    if (!is_zero(sums[e])) {
       g[e] += fixed.value(sums[e], Place(e, width).row);
       sums[e] = 0;
     }
@@ -97,11 +98,12 @@ __global__ void add_scattered(int64_t* sums, const T* bounds, int32_t n_bounds, 
 // The sums of squares of those sums, block by block.
 template <class T>
 __global__ void scattered_squares(const int64_t* sums, const T* bounds, int32_t n_bounds, int64_t n,
-                                  const T* largest, int64_t n_columns, int64_t width, double* partial_sums) {
-  const FixedPoint<T> fixed{bounds, n_bounds, double(n) * double(*largest)};
+                                  const T* largest, int64_t n_largest, int64_t n_columns, int64_t width,
+                                  double* partial_sums) {
+  const FixedPoint<T> fixed(bounds, n_bounds, n, largest, n_largest);
   double total = 0;
   for (int64_t e = grid_begin(); e < n_columns * width; e += grid_stride())
-    if (sums[e] != 0) {
+    if (!is_zero(sums[e])) {
       const double g = double(fixed.value(sums[e], Place(e, width).row));
       total += g * g;
     }
