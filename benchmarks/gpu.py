@@ -1,6 +1,6 @@
 """The GPU: networks, sparse and full-batch linear models, against peers, floors and our own CPU.
 
-Run ``python benchmarks/gpu.py [--parts mlp sparse logistic crossover] [--shapes 100/200 ...]
+Run ``python benchmarks/gpu.py [--parts mlp sparse batch logistic crossover] [--shapes 100/200 ...]
 [--repeats N] [--no-compile]``. It needs a CUDA device and CuPy; without torch peers and the floor
 of the networks are left out. All data is synthetic and float32; TensorFloat-32 is off everywhere.
 """
@@ -430,6 +430,38 @@ def sparse_part(
     print(table(rows), flush=True)
 
 
+def batch_part(
+    n_rows: int = 2**17,
+    n_columns: int = 2**18,
+    batches: tuple[int, ...] = (64, 256, 1024, 4096, 16384),
+    device: str = "cuda",
+) -> None:
+    """Print what the batch of a linear model costs and teaches, with the default optimizer."""
+    split = zipf(n_rows, n_columns, 2**14)
+    print(f"\n### The batch of linear models, five epochs. {split.describe()}\n", flush=True)
+
+    def model(batch: int, place: str) -> SGDClassifier:
+        return SGDClassifier(
+            "log_loss", alpha=1e-6, batch_size=batch, max_iter=5, tol=None, random_state=0,
+            device=place,
+        )  # fmt: skip
+
+    rows = []
+    for place, batch in [("cpu", 1), *((device, batch) for batch in batches)]:
+        fitted = model(batch, place).fit(split.X, split.y)
+        seconds = median(after_first(fitted))
+        rows.append(
+            {
+                "device": place,
+                "batch": batch,
+                "s/epoch": f"{seconds:.4f}",
+                "us/step": f"{1e6 * seconds * batch / n_rows:.1f}",
+                **quality(fitted, split),
+            }
+        )
+    print(table(rows), flush=True)
+
+
 # Full-batch linear models.
 
 ALPHA, TOL, MOST_ITERATIONS = 1e-3, 1e-4, 200
@@ -617,7 +649,7 @@ def cuda_version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-PARTS = ("mlp", "sparse", "logistic", "crossover")
+PARTS = ("mlp", "sparse", "batch", "logistic", "crossover")
 
 
 def main() -> None:
@@ -643,6 +675,8 @@ def main() -> None:
             ]
         elif part == "sparse":
             runs.append(lambda: sparse_part(zipf(2**19, 2**22, 2**15), repeats))
+        elif part == "batch":
+            runs.append(batch_part)
         elif part == "logistic":
             runs.append(lambda: logistic_part(split, repeats))
         else:

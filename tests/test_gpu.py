@@ -438,8 +438,8 @@ def test_fits_follow_the_cpu(name, optimizer, is_sparse, dtype):
     host, device = (
         fitted(estimator, where, X, y, optimizer=rule, max_iter=10) for where in ("cpu", "cuda")
     )
-    # Lion steps by the sign of a sum; near a minimum that is a sign of rounding, and runs part, as do
-    # those of the CPU on dense and CSR data.
+    # Lion steps by the sign of a sum; near a minimum that is a sign of rounding, and runs part, as
+    # do those of the CPU on dense and CSR data.
     compared = slice(5) if optimizer.startswith("lion") else slice(None)
     np.testing.assert_allclose(
         device.loss_curve_[compared], host.loss_curve_[compared], rtol=LOSSES[dtype]

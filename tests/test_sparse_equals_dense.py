@@ -184,8 +184,8 @@ def test_csr_equals_dense(optimizer, penalty, task):
         batch_size=7,
         max_iter=4,
         tol=None,
-        # With a seed for which no gradient of a unit cancels in the first step: a normalised rule would
-        # divide its rounding by its own size.
+        # With a seed for which no gradient of a unit cancels in the first step: a normalised rule
+        # would divide its rounding by its own size.
         random_state=2,
     )
     weights = np.random.default_rng(2).uniform(0, 2, 61)

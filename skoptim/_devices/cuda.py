@@ -43,6 +43,10 @@ _ROWS_PER_CHUNK = 512  # of a column sum
 _ROWS_PER_PART = 4096  # of a look at all of a dense matrix
 _SAMPLED_ROWS = 256  # of which `observe` takes the mean norm, as on the CPU
 _GROUP_L1 = 3  # the column of group_l1 in a row of prepared scalars
+_ENTRIES_AT_ONCE = 4  # of a row in a thread, see for_entries in sparse.cuh
+_PACK = 4  # numbers that a thread steps at once, see Pack in grid.cuh
+#: Few blocks, as each begins with reading the scalars of the step (measured, docs/gpu.md).
+_RULE_BLOCKS = 264
 _NO_LIST = {"listed": None, "n_listed": None}
 
 
@@ -169,9 +173,14 @@ class Matrix:
         return largest.reshape(1) if alike else bounds
 
     @cached_property
-    def scattered(self) -> dict[int, Any]:
+    def words(self) -> dict[int, Any]:
         """The sums of `scatter` by width, zero between steps."""
         return {}
+
+    def row_lanes(self, width: int) -> int:
+        """Return how many threads go through a row, some entries each at once."""
+        of_entries = -(-self.n_stored // (_ENTRIES_AT_ONCE * max(self.shape[0], 1)))
+        return max(tile_size(width), tile_size(of_entries))
 
     @property
     def row_of(self) -> Any:
@@ -245,8 +254,7 @@ class Updater:
         self._template = rule, w.dtype.name
         self._size, self._n_penalised = len(w), n_penalised
         self._n_columns, self._width, self._tile_size = n_columns, width, tile_size(width)
-        padded = dict(zip(("slot_0", "slot_1", "slot_2"), [*slots, None, None, None], strict=False))
-        self._parameters = {"w": w, "average": average, "unit": unit, **padded}
+        self._parameters = {"w": w, "average": average, "unit": unit, **_slots(slots)}
         self._rows = empty(rows.shape, w.dtype)
         may_rest = sparse and average is None
         rests = may_rest and core.rests(rule, np.array(rows[0], dtype=np.float64))
@@ -256,6 +264,13 @@ class Updater:
         self._paid: Any = None
         if self.owes:
             self._make_ledger()
+        self._first_layer = {**self._parameters, "stride": 1}
+        self._records: Records | None = None
+        if sparse and width <= SCATTERED_WIDTH:
+            first = slice(n_columns * width)
+            names = [*_slots(slots)][: len(slots)] + ([] if self._derives else ["w"])
+            self._records = Records({name: self._parameters[name][first] for name in names})
+            self._first_layer |= {**self._records.arrays, "stride": self._records.stride}
         self.gradient_scale: Any = None
         self.restart(rows)
 
@@ -264,6 +279,8 @@ class Updater:
         n_steps = len(rows)
         self._rows[:n_steps] = asarray(rows, self._rows.dtype)
         self._grouped = bool(rows[0, _GROUP_L1] > 0)
+        if self._records is not None:
+            self._records.load()
         if self.owes:
             self._start_ledger(n_steps)
 
@@ -277,9 +294,9 @@ class Updater:
 
     def multiply_touched(self, touched: Touched, step: Any, z: Any) -> None:
         """Pay the touched columns the steps before `step`, and write X W of the batch to z."""
-        if self._width <= SCATTERED_WIDTH:
-            touched.begin_list()
-        if self.owes and self._width <= SCATTERED_WIDTH:
+        if self._records is not None:
+            touched.begin_list(self._records)
+        if self.owes and self._records is not None:
             touched.list_columns(self._width)
             self._pay(step, touched.most_listed, **touched.listed_batch, batch=0)
         elif self.owes:
@@ -291,43 +308,36 @@ class Updater:
                 batch_columns=batches.batch_columns,
                 batch=touched.batch,
             )
-        if not self._derives:
-            w = self._parameters["w"][: self._n_columns * self._width]
-            w = w.reshape(-1, self._width)
-            csr_matmul(touched.X, touched.rows, touched.first, w, z)
-            return
-        launch(
-            "multiply_derived",
-            self._template,
-            touched.n * WARP_SIZE,
-            **self._parameters,
-            **self._scalars(step),
-            **touched.entries,
-            data=touched.X.data,
-            width=self._width,
-            out=z,
-            output_lanes=self._tile_size,
-        )
+        given = {**touched.entries, "data": touched.X.data, "width": self._width, "out": z}
+        given |= {"row_lanes": touched.X.row_lanes(self._width), "output_lanes": self._tile_size}
+        if self._derives:
+            given |= {**self._first_layer, **self._scalars(step)}
+            launch("multiply_derived", self._template, touched.n_threads(self._width), **given)
+        else:
+            w = {"w": self._first_layer["w"], "w_stride": self._first_layer["stride"]}
+            launch("csr_matmul", self._template[1:], touched.n_threads(self._width), **given, **w)
 
     def apply_touched(self, touched: Touched, delta: Any, factor: float, step: Any) -> None:
         """Take a step of the touched columns, with `factor` times the gradient X.T @ delta."""
         if factor != 1:
             self.gradient_scale = cupy().full(1, factor, dtype=delta.dtype)
-        given = {**self._parameters, **self._scalars(step), "width": self._width}
+        given = {**self._first_layer, **self._scalars(step), "width": self._width}
         given |= {"gradient_scale": self.gradient_scale, "tile_size": self._tile_size}
         if not self._derives:
             given["paid"] = self._paid
-        if self._width <= SCATTERED_WIDTH:
+        if self._records is not None:
             n_threads = touched.most_listed * self._tile_size
             given |= {**touched.scattered(delta), **touched.listed, "n": touched.n}
+            grid = (min(n_blocks(n_threads), 2 * _RULE_BLOCKS),)
             if self._derives:
-                launch("apply_derived", self._template, n_threads, **given)
+                launch("apply_derived", self._template, n_threads, grid=grid, **given)
             else:
-                launch("apply_listed", self._template, n_threads, **given)
+                launch("apply_listed", self._template, n_threads, grid=grid, **given)
             touched.forget()
         else:
             n_threads = touched.batches.most_columns * self._tile_size
             given |= {**touched.columns, "sums": touched.segment_sums(delta)}
+            del given["stride"]
             launch("apply_columns", self._template, n_threads, **given)
         if factor != 1:
             self.gradient_scale = None
@@ -338,9 +348,11 @@ class Updater:
             self._pay(step, self._n_columns, columns=None, batch_columns=None, batch=0)
         elif self._derives:
             n = self._n_columns * self._width
-            given = {**self._parameters, **self._scalars(step), "n": n, "width": self._width}
+            given = {**self._first_layer, **self._scalars(step), "n": n, "width": self._width}
             given["to"] = given.pop("step")
             launch("settle_derived", self._template, n, **given)
+        if self._records is not None:
+            self._records.store()
 
     def _scalars(self, step: Any) -> dict[str, Any]:
         return {"rows": self._rows, "row_width": self._rows.shape[1], "step": step}
@@ -372,6 +384,7 @@ class Updater:
             "apply",
             self._template,
             end - begin,
+            grid=(min(n_blocks(-(-(end - begin) // _PACK)), _RULE_BLOCKS),),
             **parameters,
             **self._scalars(step),
             g=g,
@@ -408,7 +421,7 @@ class Updater:
             "pay_columns",
             self._template,
             most_columns * self._tile_size,
-            **self._parameters,
+            **self._first_layer,
             **self._steps,
             **columns,
             n_columns=self._n_columns,
@@ -417,6 +430,56 @@ class Updater:
             to=to,
             tile_size=self._tile_size,
         )
+
+
+def _slots(slots: list[Any]) -> dict[str, Any]:
+    """Return the state arrays as kernels name them."""
+    return dict(zip(("slot_0", "slot_1", "slot_2"), [*slots, None, None, None], strict=False))
+
+
+class Records:
+    """Arrays of a narrow first layer coefficient by coefficient, with a word for its gradient each.
+
+    A batch touches columns here and there, and the device reads and writes whole sectors: one of a
+    record instead of one of each array.
+
+    Parameters
+    ----------
+    arrays : dict of arrays of shape (n,)
+        Of one type.
+
+    Attributes
+    ----------
+    arrays : dict of arrays
+        Each array as it lies in the records: every `stride`-th number.
+    stride : int
+    words : array of int64
+        Every `word_stride`-th is the gradient of a coefficient, see `Touched.scattered`.
+    word_stride : int
+    """
+
+    def __init__(self, arrays: dict[str, Any]):
+        n, dtype = next((len(array), array.dtype) for array in arrays.values())
+        word = np.dtype(np.int64).itemsize // dtype.itemsize
+        word_place = -(-len(arrays) // word) * word
+        self._flat = arrays
+        # A power of two, so that no record lies across two sectors.
+        self._records = cupy().zeros((n, 1 << (word_place + word - 1).bit_length()), dtype=dtype)
+        self.stride = self._records.shape[1]
+        in_a_row = self._records.reshape(-1)
+        self.arrays = {name: in_a_row[place:] for place, name in enumerate(arrays)}
+        self.words = in_a_row.view(np.int64)[word_place // word :]
+        self.word_stride = self.stride // word
+
+    def load(self) -> None:
+        """Take the numbers from the arrays."""
+        for place, array in enumerate(self._flat.values()):
+            self._records[:, place] = array
+
+    def store(self) -> None:
+        """Write the numbers to the arrays."""
+        for place, array in enumerate(self._flat.values()):
+            array[...] = self._records[:, place]
 
 
 def make_updater(
@@ -559,7 +622,7 @@ def csr_matmul(X: Matrix, rows: Any, first: Any, w: Any, out: Any) -> None:
     launch(
         "csr_matmul",
         (X.dtype.name,),
-        n * WARP_SIZE,
+        n * X.row_lanes(width),
         data=X.data,
         indices=X.indices,
         indptr=X.indptr,
@@ -567,8 +630,10 @@ def csr_matmul(X: Matrix, rows: Any, first: Any, w: Any, out: Any) -> None:
         first=first,
         n=n,
         w=w,
+        w_stride=1,
         width=width,
         out=out,
+        row_lanes=X.row_lanes(width),
         output_lanes=tile_size(width),
     )
 
@@ -582,11 +647,13 @@ def csr_gradient(X: Matrix, rows: Any, first: Any, delta: Any, g: Any) -> None:
     touched.sort(rows, first, len(delta))
     width, lanes = delta.shape[1], tile_size(delta.shape[1])
     if width <= SCATTERED_WIDTH:
+        sums = touched.scattered(delta, listing=False)
+        del sums["word_stride"]
         launch(
             "add_scattered",
             (g.dtype.name,),
             g.size,
-            **touched.scattered(delta, listing=False),
+            **sums,
             n=touched.n,
             n_columns=X.shape[1],
             width=width,
@@ -618,6 +685,7 @@ class Touched:
         self.X = X
         self._sums: tuple[Any, Any] | None = None
         self._list: tuple[Any, Any] | None = None
+        self._records: Records | None = None
 
     @property
     def native(self) -> Touched:
@@ -695,6 +763,10 @@ class Touched:
             "n": self.n,
         }
 
+    def n_threads(self, width: int) -> int:
+        """Return how many threads go through the entries."""
+        return self.n * self.X.row_lanes(width)
+
     @property
     def most_listed(self) -> int:
         """About how many columns the batch touches at most."""
@@ -714,24 +786,28 @@ class Touched:
         batch = self.listed_batch
         return {"listed": batch["columns"], "n_listed": batch["batch_columns"][1:]}
 
-    def begin_list(self) -> None:
-        """Empty the list."""
+    def begin_list(self, records: Records) -> None:
+        """Empty the list; from now on the gradient goes to the words of the records."""
+        self._records = records
         with aside(1):
             self.listed["n_listed"].fill(0)
 
     def list_columns(self, width: int) -> None:
         """List the columns of the batch."""
         join()
-        words, n_threads = self._words(width), self.n * WARP_SIZE
-        given = {**self.entries, **self.listed, "width": width, "sums": words}
-        launch("list_columns", (), n_threads, **given)
+        given = {**self.entries, **self.listed, **self._words(width), "width": width}
+        given["row_lanes"] = self.X.row_lanes(1)
+        launch("list_columns", (), self.n_threads(1), **given)
         self._is_listed = True
 
-    def _words(self, width: int) -> Any:
-        scattered = self.X.scattered
-        if width not in scattered:
-            scattered[width] = cupy().zeros(self.X.shape[1] * width, dtype=np.int64)
-        return scattered[width]
+    def _words(self, width: int) -> dict[str, Any]:
+        """Return where the gradient goes."""
+        if self._records is not None:
+            return {"sums": self._records.words, "word_stride": self._records.word_stride}
+        words = self.X.words
+        if width not in words:
+            words[width] = cupy().zeros(self.X.shape[1] * width, dtype=np.int64)
+        return {"sums": words[width], "word_stride": 1}
 
     def scattered(self, delta: Any, *, listing: bool = True) -> dict[str, Any]:
         """Return X.T @ delta as sums of whole numbers, and what tells their unit.
@@ -746,12 +822,12 @@ class Touched:
         launch(
             "largest_magnitude", template, 1, grid=grid, delta=delta, n=delta.size, largest=largest
         )
-        sums = {"sums": self._words(width), "largest": largest, "n_largest": len(largest)}
+        sums = {**self._words(width), "largest": largest, "n_largest": len(largest)}
         sums |= {"bounds": X.bounds, "n_bounds": len(X.bounds)}
         listing = listing and not self._is_listed
         given = {**self.entries, **(self.listed if listing else _NO_LIST), **sums}
-        given |= {"data": X.data, "delta": delta, "width": width}
-        launch("scatter", template, self.n * WARP_SIZE, **given)
+        given |= {"data": X.data, "delta": delta, "width": width, "row_lanes": X.row_lanes(1)}
+        launch("scatter", template, self.n_threads(1), **given)
         self._is_listed = self._is_listed or listing
         self._sums = delta, sums
         return sums

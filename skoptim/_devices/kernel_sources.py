@@ -28,7 +28,7 @@ FILES = ("cuda/rules.cu", "cuda/network.cu", "cuda/sparse.cu")
 MOVING = ("first", "stream", "step", "to", "batch")
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
-_KERNEL = re.compile(r"(?:template <([^>]*)>\s*)?__global__ void (\w+)\(([^)]*)\)")
+_KERNEL = re.compile(r"(?:template <([^>]*)>\s*)?__global__ (?:\w+\(\d\) )?void (\w+)\(([^)]*)\)")
 _PARAMETER = re.compile(r"(?:const )?(\w+)(\*?) (\w+)")
 _LISTED = re.compile(r'X\("(\w+)", (\w+)')
 

@@ -6,6 +6,9 @@ SKOPTIM_BEGIN
 
 constexpr int block_size = 256, warp_size = 32;
 
+// So many blocks are to be at work on a multiprocessor at once: the compiler keeps to the registers they have then.
+#define SKOPTIM_RESIDENT(n) __launch_bounds__(block_size, n)
+
 // Kernels loop from grid_begin() in steps of grid_stride(), so that any grid covers any size.
 SKOPTIM_HD int64_t grid_begin() { return int64_t(blockIdx.x) * block_size + threadIdx.x; }
 SKOPTIM_HD int64_t grid_stride() { return int64_t(gridDim.x) * block_size; }
@@ -19,6 +22,15 @@ struct Quad {
   SKOPTIM_HD int64_t at(int j) const { return first + j * grid_stride(); }
   SKOPTIM_HD bool has(int j) const { return at(j) < end; }
 };
+
+// Neighbouring numbers that are read and written at once.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int size = 16 / sizeof(T);
+  T values[size];
+};
+template <class T>
+SKOPTIM_HD bool is_aligned(const T* array) { return uint64_t(array) % sizeof(Pack<T>) == 0; }
 
 // A number that may move with the steps of a recorded launch: `counter` holds how many were taken (null:
 // the number stands still).

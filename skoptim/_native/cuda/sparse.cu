@@ -7,15 +7,22 @@
 
 SKOPTIM_BEGIN
 
+template <class T>
+struct PlainWeights {
+  const T* w;
+  int64_t stride;
+  SKOPTIM_HD T read(int64_t i) const { return w[i * stride]; }
+  SKOPTIM_HD T value(T weight, int64_t) const { return weight; }
+};
+
 // out (n, width) = X[rows] @ w, w (n_columns, width).
 template <class T>
 __global__ void csr_matmul(const T* data, const int32_t* indices, const int64_t* indptr,
                            const int64_t* samples, int64_t first, int64_t first_per_step,
-                           const int64_t* counter, int64_t n, const T* w, int64_t width, T* out,
-                           int32_t output_lanes) {
+                           const int64_t* counter, int64_t n, const T* w, int64_t w_stride, int64_t width,
+                           T* out, int32_t row_lanes, int32_t output_lanes) {
   const Batch batch(samples, moved(first, first_per_step, counter));
-  multiply_rows(data, indices, indptr, batch, n, width, out, output_lanes,
-                [&](int64_t column, int64_t k) { return w[column * width + k]; });
+  multiply_rows(data, indices, indptr, batch, n, width, out, row_lanes, output_lanes, PlainWeights<T>{w, w_stride});
 }
 
 // The largest |delta| of each block, NaN if there is one.
@@ -32,55 +39,82 @@ __global__ void largest_magnitude(const T* delta, int64_t n, T* largest) {
   largest[blockIdx.x] = own;
 }
 
-// Lists the columns of a batch; a warp takes a row. Their words are marked, `apply_listed` makes them zero.
+// Lists the columns of a batch. Their words are marked, `apply_listed` makes them zero.
 __global__ void list_columns(const int32_t* indices, const int64_t* indptr, const int64_t* samples, int64_t first,
                              int64_t first_per_step, const int64_t* counter, int64_t n, int64_t width, int64_t* sums,
-                             int32_t* listed, int32_t* n_listed) {
+                             int64_t word_stride, int32_t* listed, int32_t* n_listed, int32_t row_lanes) {
   const Batch batch(samples, moved(first, first_per_step, counter));
   const Listing listing(listed, n_listed);
-  __shared__ ColumnSet met;
-  EachEntry entries(batch, indptr, n);
-  for (; entries.begins(); entries.next()) {
-    met.clear();
-    for (entries.first(); entries.has(); entries.advance()) {
-      const int32_t column = indices[entries.at()];
-      if (met.place(column) < 0) listing.add_alone(column, sums + column * width);
+  for_entries(batch, indptr, n, row_lanes, [&](int64_t, int64_t entry, int64_t end) {
+    int32_t column[4];
+    bool is_new[4];
+    for (int j = 0; j < 4; ++j) {
+      const int64_t e = entry + j * row_lanes;
+      column[j] = e < end ? indices[e] : -1;
+      is_new[j] = e < end && lists(sums[column[j] * width * word_stride]);
     }
-    __syncthreads();
-    listing.add(met, sums, width);
-  }
+    listing.add(column, is_new);
+  });
 }
 
-// sums (n_columns, width) += data * delta over the entries of a batch, as whole numbers; a warp takes a row. Lists the
-// columns too, if there is a list.
+// sums (n_columns, width) += data * delta over the entries of a batch, as whole numbers. Lists the columns too, if there
+// is a list.
 template <class T>
-__global__ void scatter(const T* data, const int32_t* indices, const int64_t* indptr, const int64_t* samples,
+__global__ SKOPTIM_RESIDENT(4) void scatter(const T* data, const int32_t* indices, const int64_t* indptr, const int64_t* samples,
                         int64_t first, int64_t first_per_step, const int64_t* counter, int64_t n, const T* bounds,
                         int32_t n_bounds, const T* delta, const T* largest, int64_t n_largest, int64_t width,
-                        int64_t* sums, int32_t* listed, int32_t* n_listed) {
+                        int64_t* sums, int64_t word_stride, int32_t* listed, int32_t* n_listed, int32_t row_lanes) {
   const Batch batch(samples, moved(first, first_per_step, counter));
   const FixedPoint<T> fixed(bounds, n_bounds, n, largest, n_largest);
   const Listing listing(listed, n_listed);
-  __shared__ ColumnSet met;
-  __shared__ uint64_t own[ColumnSet::n_slots];  // The block's sums of one output.
-  EachEntry entries(batch, indptr, n);
-  for (; entries.begins(); entries.next())
+  __shared__ BlockSums of_block;
+  const auto word_of = [&](int32_t column, int64_t k) -> int64_t& { return sums[(column * width + k) * word_stride]; };
+  for_entries(batch, indptr, n, row_lanes, [&](int64_t i, int64_t entry, int64_t end) {
+    int32_t column[4];
+    T value[4];
+    int slot[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int64_t e = entry + j * row_lanes;
+      column[j] = e < end ? indices[e] : -1;
+      value[j] = e < end ? data[e] : T(0);
+    }
+    of_block.clear();
+#pragma unroll
+    for (int j = 0; j < 4; ++j) slot[j] = column[j] >= 0 ? of_block.place(column[j]) : -1;
     for (int64_t k = 0; k < width; ++k) {
-      met.clear();
-      for (int slot = threadIdx.x; slot < ColumnSet::n_slots; slot += block_size) own[slot] = 0;
-      __syncthreads();
-      for (entries.first(); entries.has(); entries.advance()) {
-        const int32_t column = indices[entries.at()];
-        const double term = double(data[entries.at()]) * double(delta[entries.row * width + k]);
-        const int slot = met.place(column);
-        atomicAdd(slot < 0 ? (uint64_t*)(sums + column * width + k) : own + slot, fixed.word(term, column));
-        if (slot < 0 && k == 0) listing.add_alone(column, sums + column * width);
+      const double own_delta = i < n ? double(delta[i * width + k]) : 0.0;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (column[j] < 0) continue;
+        const uint64_t word = fixed.word(double(value[j]) * own_delta, column[j]);
+        if (slot[j] >= 0) {
+          of_block.add(slot[j], word);
+        } else {
+          atomicAdd((uint64_t*)&word_of(column[j], k), word);
+          if (k == 0 && listing.columns && lists(word_of(column[j], 0))) listing.add_alone(column[j]);
+        }
       }
       __syncthreads();
-      for (int slot = threadIdx.x; slot < ColumnSet::n_slots; slot += block_size)
-        if (own[slot] != 0) atomicAdd((uint64_t*)(sums + met.columns[slot] * width + k), own[slot]);
-      if (k == 0) listing.add(met, sums, width);
+      // All of a thread's words first, then what they were: their ways overlap.
+      int32_t met[BlockSums::n_each];
+      uint64_t before[BlockSums::n_each];
+      bool is_new[BlockSums::n_each];
+#pragma unroll
+      for (int j = 0; j < BlockSums::n_each; ++j) {
+        met[j] = of_block.columns[BlockSums::own(j)];
+        const uint64_t word = of_block.take(BlockSums::own(j));
+        before[j] = met[j] >= 0 ? atomicAdd((uint64_t*)&word_of(met[j], k), word) : uint64_t(1);
+      }
+      if (k == 0 && listing.columns) {
+        // A word may be zero again by chance: the mark decides.
+#pragma unroll
+        for (int j = 0; j < BlockSums::n_each; ++j) is_new[j] = before[j] == 0 && lists(word_of(met[j], 0));
+        listing.add(met, is_new);
+      }
+      __syncthreads();
     }
+  });
 }
 
 // g (n_columns, width) += those sums, which are zero afterwards.
@@ -97,14 +131,14 @@ __global__ void add_scattered(int64_t* sums, const T* bounds, int32_t n_bounds, 
 
 // The sums of squares of those sums, block by block.
 template <class T>
-__global__ void scattered_squares(const int64_t* sums, const T* bounds, int32_t n_bounds, int64_t n,
+__global__ void scattered_squares(const int64_t* sums, int64_t word_stride, const T* bounds, int32_t n_bounds, int64_t n,
                                   const T* largest, int64_t n_largest, int64_t n_columns, int64_t width,
                                   double* partial_sums) {
   const FixedPoint<T> fixed(bounds, n_bounds, n, largest, n_largest);
   double total = 0;
   for (int64_t e = grid_begin(); e < n_columns * width; e += grid_stride())
-    if (!is_zero(sums[e])) {
-      const double g = double(fixed.value(sums[e], Place(e, width).row));
+    if (const int64_t word = sums[e * word_stride]; !is_zero(word)) {
+      const double g = double(fixed.value(word, Place(e, width).row));
       total += g * g;
     }
   total = block_sum(total);

@@ -60,12 +60,19 @@ struct FixedPoint {
     return reach < SKOPTIM_INFINITY ? T(double(word >> 1) * power_of_two(-exponent(column))) : T(reach - reach);
   }
 };
-// The gradient of a column's coefficients from these words, of which nothing is left.
+// The words of a column's coefficients, which begin with the first-th.
+struct Words {
+  int64_t *all, stride, first;
+  SKOPTIM_HD int64_t& operator[](int64_t i) const { return all[(first + i) * stride]; }
+};
+
+// The gradient of these coefficients, of which nothing is left.
 template <class T>
 struct ScatteredGradient {
   const FixedPoint<T>& fixed;
   T scale;
-  int64_t column, *words;
+  int64_t column;
+  Words words;
   SKOPTIM_HD T operator()(int64_t i) const {
     const T g = scale * fixed.value(words[i], column);
     words[i] = 0;
@@ -75,87 +82,37 @@ struct ScatteredGradient {
 SKOPTIM_HD bool is_zero(int64_t word) { return word >> 1 == 0; }
 
 // Whether the caller is the first to ask, since the word was made zero: the lowest bit says that the column is listed.
-SKOPTIM_HD bool lists(int64_t* word) {
-  return (*(volatile int64_t*)word & 1) == 0 && (atomicOr((uint64_t*)word, uint64_t(1)) & 1) == 0;
-}
+SKOPTIM_HD bool lists(int64_t& word) { return (atomicOr((uint64_t*)&word, uint64_t(1)) & 1) == 0; }
 
-// Walks over the entries of a batch of rows, block by block of rows_at_once rows, a warp a row: `begins`, `next` for
-// the blocks, `first`, `has`, `advance` for this thread's entries in them.
-struct EachEntry {
-  static constexpr int rows_at_once = 8, n_warps = block_size / warp_size;
-  const Batch batch;
-  const int64_t* indptr;
-  int64_t n, block, row, end_row, entry, end;
-  SKOPTIM_HD EachEntry(const Batch& batch_, const int64_t* indptr_, int64_t n_)
-      : batch(batch_), indptr(indptr_), n(n_), block(int64_t(blockIdx.x) * rows_at_once) {}
-  SKOPTIM_HD bool begins() const { return block < n; }
-  SKOPTIM_HD void next() { block += int64_t(gridDim.x) * rows_at_once; }
-  SKOPTIM_HD void first() {
-    row = block + threadIdx.x / warp_size;
-    end_row = block + rows_at_once < n ? block + rows_at_once : n;
-    open();
-  }
-  SKOPTIM_HD bool has() const { return entry < end; }
-  SKOPTIM_HD void advance() {
-    entry += warp_size;
-    if (entry < end) return;
-    row += n_warps;
-    open();
-  }
-  SKOPTIM_HD int64_t at() const { return entry; }
-  // The first row from here on that has an entry for this lane.
-  SKOPTIM_HD void open() {
-    for (entry = end = 0; row < end_row; row += n_warps) {
-      const int64_t source = batch.row(row);
-      entry = indptr[source] + threadIdx.x % warp_size;
-      end = indptr[source + 1];
-      if (entry < end) return;
-    }
-  }
-};
-
-// A warp as (entry lane, output lane): output lanes read neighbouring weights of one entry, entry
-// lanes share the entries; their sums meet in entry lane 0.
-struct Lanes {
-  int n_outputs, n_entries, output, entry;
-  SKOPTIM_HD explicit Lanes(int output_lanes)
-      : n_outputs(output_lanes), n_entries(warp_size / output_lanes),
-        output(threadIdx.x % output_lanes), entry(threadIdx.x % warp_size / output_lanes) {}
-  template <class T>
-  SKOPTIM_HD T sum(T value) const {
-    for (int offset = warp_size / 2; offset >= n_outputs; offset /= 2)
-      value += __shfl_down_sync(~0u, value, offset);
-    return value;
-  }
-};
-
-// out (n, width) = X[batch] @ w; weight(column, k) is one of w (n_columns, width).
-template <class T, class Weight>
-SKOPTIM_HD void multiply_rows(const T* data, const int32_t* indices, const int64_t* indptr, const Batch& batch,
-                              int64_t n, int64_t width, T* out, int output_lanes, const Weight& weight) {
-  const Tile warp(warp_size);
-  const Lanes lanes(output_lanes);
-  for (int64_t i = warp.begin; i < n; i += warp.stride) {
-    const int64_t row = batch.row(i), begin = indptr[row], end = indptr[row + 1];
-    for (int64_t tile = 0; tile < width; tile += lanes.n_outputs) {
-      const int64_t k = tile + lanes.output;
-      T sum = T(0);
-      if (k < width)
-        for (int64_t e = begin + lanes.entry; e < end; e += lanes.n_entries) sum += data[e] * weight(indices[e], k);
-      sum = lanes.sum(sum);
-      if (lanes.entry == 0 && k < width) out[i * width + k] = sum;
-    }
+// The entries of a batch, some at a time: a tile of `lanes` threads takes a row, a thread four entries of it at once, so
+// that their reads overlap. All threads of a block go on until all of them are done.
+template <class Use>
+SKOPTIM_HD void for_entries(const Batch& batch, const int64_t* indptr, int64_t n, int lanes, const Use& use) {
+  const int64_t n_rows = block_size / lanes;
+  for (int64_t first = blockIdx.x * n_rows; first < n; first += gridDim.x * n_rows) {
+    const int64_t i = first + threadIdx.x / lanes, row = i < n ? batch.row(i) : 0;
+    int64_t entry = i < n ? indptr[row] + threadIdx.x % lanes : 0;
+    const int64_t end = i < n ? indptr[row + 1] : 0;
+    do {
+      use(i, entry, end);
+      entry += 4 * lanes;
+    } while (__syncthreads_or(entry < end));
   }
 }
 
-// Columns that a block has met, in shared memory. Without it all blocks would ask for the columns that every row has at
-// once, and an address answers one after the other.
-struct ColumnSet {
-  static constexpr int n_slots = 1024, n_tries = 4;
+// The sums of a block for some of the columns that it meets, in shared memory. An address of the device answers one
+// atomic operation after the other; without this, all blocks would wait for the columns that every row has.
+struct BlockSums {
+  static constexpr int n_slots = 1024, n_tries = 4, n_each = n_slots / block_size;
   int32_t columns[n_slots];
+  uint32_t low[n_slots], high[n_slots];  // Atomics on words of 64 bits are loops in shared memory.
+  SKOPTIM_HD static int own(int j) { return threadIdx.x + j * block_size; }
   SKOPTIM_HD void clear() {
     __syncthreads();
-    for (int slot = threadIdx.x; slot < n_slots; slot += block_size) columns[slot] = -1;
+    for (int j = 0; j < n_each; ++j) {
+      columns[own(j)] = -1;
+      low[own(j)] = high[own(j)] = 0;
+    }
     __syncthreads();
   }
   // Where the column stands; -1 if others have its places.
@@ -168,33 +125,98 @@ struct ColumnSet {
     }
     return -1;
   }
+  SKOPTIM_HD void add(int slot, uint64_t word) {
+    const uint32_t sum = atomicAdd(low + slot, uint32_t(word)) + uint32_t(word);
+    const uint32_t rest = uint32_t(word >> 32) + (sum < uint32_t(word) ? 1 : 0);
+    if (rest != 0) atomicAdd(high + slot, rest);
+  }
+  SKOPTIM_HD uint64_t take(int slot) {
+    const uint64_t word = uint64_t(high[slot]) << 32 | low[slot];
+    low[slot] = high[slot] = 0;
+    return word;
+  }
 };
 
 // The list of the columns of a batch, in no particular order; no list when `columns` is null.
 struct Listing {
   int32_t *columns, *n;
   SKOPTIM_HD Listing(int32_t* columns_, int32_t* n_) : columns(columns_), n(n_) {}
-  SKOPTIM_HD void add_alone(int32_t column, int64_t* word) const {
-    if (columns && lists(word)) columns[atomicAdd(n, 1)] = column;
-  }
-  // What a block has met, `width` words a column; all threads call it.
-  SKOPTIM_HD void add(const ColumnSet& met, int64_t* words, int64_t width) const {
-    if (!columns) return;
+  SKOPTIM_HD void add_alone(int32_t column) const { columns[atomicAdd(n, 1)] = column; }
+  // Adds those columns that are new; all threads of a block call it. The block asks for places once: the counter is one
+  // address, which answers one block after the other.
+  SKOPTIM_HD void add(const int32_t (&column)[4], const bool (&is_new)[4]) const {
     __shared__ int32_t n_new, first;
-    constexpr int n_each = ColumnSet::n_slots / block_size;
-    int32_t place[n_each];
     if (threadIdx.x == 0) n_new = 0;
     __syncthreads();
-    for (int j = 0; j < n_each; ++j) {
-      const int32_t column = met.columns[threadIdx.x + j * block_size];
-      place[j] = column >= 0 && lists(words + column * width) ? atomicAdd(&n_new, 1) : -1;
+    const int lane = threadIdx.x % warp_size;
+    int of_warp = 0, place[4];
+    for (int j = 0; j < 4; ++j) {
+      const unsigned mask = __ballot_sync(~0u, is_new[j]);
+      place[j] = of_warp + __popc(mask & ((1u << lane) - 1));
+      of_warp += __popc(mask);
     }
+    int32_t begin = 0;
+    if (lane == 0 && of_warp > 0) begin = atomicAdd(&n_new, of_warp);
+    begin = __shfl_sync(~0u, begin, 0);
     __syncthreads();
-    if (threadIdx.x == 0) first = atomicAdd(n, n_new);
+    if (threadIdx.x == 0 && n_new > 0) first = atomicAdd(n, n_new);
     __syncthreads();
-    for (int j = 0; j < n_each; ++j)
-      if (place[j] >= 0) columns[first + place[j]] = met.columns[threadIdx.x + j * block_size];
+    for (int j = 0; j < 4; ++j)
+      if (is_new[j]) columns[first + begin + place[j]] = column[j];
   }
 };
+
+// The threads of a row as (entry lane, output lane): output lanes read neighbouring weights of one entry, entry
+// lanes share the entries; their sums meet in entry lane 0.
+struct Lanes {
+  int n, n_outputs, n_entries, output, entry;
+  SKOPTIM_HD Lanes(int row_lanes, int output_lanes)
+      : n(row_lanes), n_outputs(output_lanes), n_entries(row_lanes / output_lanes),
+        output(threadIdx.x % output_lanes), entry(threadIdx.x % row_lanes / output_lanes) {}
+  template <class T>
+  SKOPTIM_HD T sum(T value) const {
+    for (int offset = n / 2; offset >= n_outputs; offset /= 2) value += __shfl_down_sync(~0u, value, offset, n);
+    return value;
+  }
+};
+
+// out (n, width) = X[batch] @ w. `weights` reads what tells a weight, and then its value. A thread takes four entries of a
+// row at once, so that their reads overlap.
+template <class T, class Weights>
+SKOPTIM_HD void multiply_rows(const T* data, const int32_t* indices, const int64_t* indptr, const Batch& batch,
+                              int64_t n, int64_t width, T* out, int row_lanes, int output_lanes,
+                              const Weights& weights) {
+  const Lanes lanes(row_lanes, output_lanes);
+  // The threads of a warp stay together, whatever rows they have: they take their sums together.
+  const int64_t own = threadIdx.x % warp_size / row_lanes;
+  for (int64_t first = grid_begin() / warp_size * (warp_size / row_lanes); first < n;
+       first += grid_stride() / row_lanes) {
+    const int64_t i = first + own, row = i < n ? batch.row(i) : 0;
+    const int64_t begin = i < n ? indptr[row] : 0, end = i < n ? indptr[row + 1] : 0;
+    for (int64_t tile = 0; tile < width; tile += lanes.n_outputs) {
+      const int64_t k = tile + lanes.output;
+      T sum = T(0);
+      if (k < width)
+        for (int64_t e = begin + lanes.entry; e < end; e += 4 * lanes.n_entries) {
+          int32_t column[4];
+          T value[4];
+          decltype(weights.read(0)) weight[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const int64_t at = e + j * lanes.n_entries < end ? e + j * lanes.n_entries : e;
+            column[j] = indices[at];
+            value[j] = data[at];
+          }
+#pragma unroll
+          for (int j = 0; j < 4; ++j) weight[j] = weights.read(column[j] * width + k);
+#pragma unroll
+          for (int j = 0; j < 4; ++j)
+            if (e + j * lanes.n_entries < end) sum += value[j] * weights.value(weight[j], column[j]);
+        }
+      sum = lanes.sum(sum);
+      if (lanes.entry == 0 && k < width && i < n) out[i * width + k] = sum;
+    }
+  }
+}
 
 SKOPTIM_END
