@@ -223,7 +223,9 @@ class Network:
         if batch.rows is None and isinstance(batch.first, int):
             return data.X.array[batch.first : batch.first + batch.n]
         if self._inputs is None:
-            self._inputs = self.device.empty((self._capacity, self.layer_sizes[0]), self.dtype)
+            # Not by `device.empty`: it outlives the recording in which it may first be needed.
+            shape = self._capacity, self.layer_sizes[0]
+            self._inputs = self.device.xp.empty(shape, dtype=self.dtype)
         out = self._inputs[: batch.n]
         self.device.gather_rows(data.X.array, batch.rows, batch.first, out)
         return out

@@ -440,9 +440,14 @@ class Trainer:
     def _updater(self, rows: np.ndarray) -> Any:
         if not self._is_recorded:
             return self._bind(rows)
-        if "updater" in self._buffers:
-            self._buffers["updater"].restart(rows)
-        return self._buffer("updater", lambda: self._bind(rows))
+        if "updater" not in self._buffers:
+            return self._buffer("updater", lambda: self._bind(rows))
+        updater = self._buffers["updater"]
+        owed = updater.owes
+        updater.restart(rows)
+        if updater.owes != owed:
+            self._forget_recordings()  # Other kernels take the steps.
+        return updater
 
     def _recording(self, first: int) -> Any:
         """Return what takes the steps of a block whose samples begin at `first`."""

@@ -245,14 +245,14 @@ def test_moving_numbers_are_spread_over_the_parameters_of_a_kernel():
 def test_memory_of_recorded_launches_is_kept(monkeypatch):
     monkeypatch.setattr(cuda_launch, "cupy", lambda: np)
     cuda_launch.empty(3, np.float32)
-    with cuda_launch.keeping() as kept:
+    kept = cuda_launch.Kept()
+    with cuda_launch.keeping(kept):
         arrays = [cuda_launch.empty(4, np.float32), cuda_launch.empty((2, 3), np.float64)]
         kept.rewind()
         again = [cuda_launch.empty(4, np.float32), cuda_launch.empty((2, 3), np.float64)]
         assert all(a is b for a, b in zip(arrays, again, strict=True))
-        kept.rewind()
-        with pytest.raises(AssertionError):
-            cuda_launch.empty(5, np.float32)
+    with cuda_launch.keeping(kept), pytest.raises(AssertionError):
+        cuda_launch.empty(5, np.float32)
     assert cuda_launch.empty(4, np.float32) is not arrays[0]
 
 

@@ -515,6 +515,10 @@ OWING = {
 }
 
 
+def slow_start(step):
+    return 0.05 * np.clip((step - 12) / 20, 0.0, 1.0)
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("kind", OWING)
 @pytest.mark.parametrize(
@@ -529,15 +533,20 @@ OWING = {
         (FTRL(l1=0.01, clip_norm=0.02), {"penalty": Box(-0.01, 0.02)}),
         (Adagrad(0.1), {"penalty": None}),
         (SGD(0.05, clip_norm=0.02), {"penalty": None}),
+        # In the first steps the rate is zero, and nothing decays: only later ones are owed.
+        (SGD(slow_start, weight_decay=0.5), {"penalty": None}),
     ],
     ids=[
         *("adam", "clipped", "ftrl", "momentum-l1", "normalized"),
-        *("ftrl-schedule", "ftrl-box", "resting", "resting-clipped"),
+        *("ftrl-schedule", "ftrl-box", "resting", "resting-clipped", "resting-at-first"),
     ],
 )
 def test_owed_steps_in_a_fit_follow_the_cpu(optimizer, parameters, kind, shuffle, monkeypatch):
-    # 300 samples in batches of 21: fourteen whole ones and a rest; in blocks of five steps.
+    # 300 samples in batches of 21: fourteen whole ones and a rest; in blocks of five steps, two of
+    # which are recorded together.
     monkeypatch.setattr(Trainer, "_block_steps", lambda self: 5)
+    monkeypatch.setattr(cuda_recording, "_STEPS_AT_ONCE", 2)
+    monkeypatch.setattr(cuda_recording, "_STEPS_BEFORE", 1)
     n_classes, estimator = OWING[kind]
     X, y = owing_data(n_classes)
     parameters = {**parameters, "shuffle": shuffle, "max_iter": 5, "optimizer": optimizer}

@@ -189,6 +189,7 @@ def test_constraints_hold_exactly_in_linear_models(optimizer, constraint, sparse
     X, scores = make_data(dtype=dtype)
     X = sp.csr_matrix(X) if sparse else X
     settings = {"optimizer": optimizer, "penalty": penalty, "tol": None, "random_state": 3}
+    # (A seed with which, after four epochs, some coefficient lies on a bound in each case.)
     regressor = SGDRegressor(max_iter=4, **settings)
     model = clone(regressor).fit(X, scores[:, 0])
     assert_feasible([model.coef_], lower, upper)

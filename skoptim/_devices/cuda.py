@@ -2,7 +2,8 @@
 
 The kernels are the CPU's own formulas (`_native/*.hpp`) in CUDA loops (`_native/cuda/*.cu`),
 compiled by NVRTC when one is first needed and cached on disk by CuPy. CuPy itself is imported when
-first needed. Every sum runs in an order that depends on sizes alone, so results repeat.
+first needed. Every sum runs in an order that depends on sizes alone, or in whole numbers, so that
+results repeat.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from skoptim._native import core
 __all__ = ["Recording", "aside", "join"]
 
 name = "cuda"
-#: What batch_size="auto" means for a linear model: a step costs about the same up to thousands of
-#: samples, and one sample a step would leave the device idle.
-LINEAR_BATCH_SIZE = 1024
+#: What batch_size="auto" means for a linear model: a step takes the same time from some tens of
+#: samples up to a thousand, and with fewer an epoch teaches more (measured, docs/gpu.md).
+LINEAR_BATCH_SIZE = 256
 
 #: Up to so many outputs the terms of a sparse gradient are scattered, beyond they are sorted.
 SCATTERED_WIDTH = 4
@@ -44,7 +45,8 @@ _ROWS_PER_PART = 4096  # of a look at all of a dense matrix
 _SAMPLED_ROWS = 256  # of which `observe` takes the mean norm, as on the CPU
 _GROUP_L1 = 3  # the column of group_l1 in a row of prepared scalars
 _ENTRIES_AT_ONCE = 4  # of a row in a thread, see for_entries in sparse.cuh
-_PACK = 4  # numbers that a thread steps at once, see Pack in grid.cuh
+_PACK = 4  # numbers that a thread steps at once (two in float64), see Pack in grid.cuh
+_MOST_CHUNKS = 65535  # of rows: the second dimension of a grid
 #: Few blocks, as each begins with reading the scalars of the step (measured, docs/gpu.md).
 _RULE_BLOCKS = 264
 _NO_LIST = {"listed": None, "n_listed": None}
@@ -226,16 +228,16 @@ class Updater:
     """A rule bound to flat parameters and to one block of prepared scalars.
 
     The first ``n_columns * width`` parameters are the first layer, the first `n_penalised` are
-    coefficients, the rest intercepts. With `sparse` a ledger tells which steps each column has
-    been paid.
+    coefficients, the rest intercepts. With `sparse`, `multiply_touched` and `apply_touched` take a
+    step of the columns of a batch: the one, then the other, once each.
 
     Attributes
     ----------
     gradient_scale : array of shape (1,) or None
         On the device; what gradients are multiplied by, see `clip_norm`.
     owes : bool
-        Whether columns that a batch does not touch are paid the step later, by a ledger. Else
-        their weights stay as they are, or are made out from the state when they are read.
+        Whether columns that a batch does not touch are paid the steps of this block later, by a
+        ledger. Else their weights stay as they are, or are made out from the state when read.
     """
 
     def __init__(
@@ -256,14 +258,10 @@ class Updater:
         self._n_columns, self._width, self._tile_size = n_columns, width, tile_size(width)
         self._parameters = {"w": w, "average": average, "unit": unit, **_slots(slots)}
         self._rows = empty(rows.shape, w.dtype)
-        may_rest = sparse and average is None
-        rests = may_rest and core.rests(rule, np.array(rows[0], dtype=np.float64))
+        self._sparse, self._may_rest = sparse, sparse and average is None
         is_derived = rule in kernel_sources.choices()["DerivedRule"]
-        self._derives = may_rest and is_derived and width <= SCATTERED_WIDTH
-        self.owes = sparse and not rests and not self._derives
+        self._derives = self._may_rest and is_derived and width <= SCATTERED_WIDTH
         self._paid: Any = None
-        if self.owes:
-            self._make_ledger()
         self._first_layer = {**self._parameters, "stride": 1}
         self._records: Records | None = None
         if sparse and width <= SCATTERED_WIDTH:
@@ -279,6 +277,10 @@ class Updater:
         n_steps = len(rows)
         self._rows[:n_steps] = asarray(rows, self._rows.dtype)
         self._grouped = bool(rows[0, _GROUP_L1] > 0)
+        rests = self._may_rest and core.rests(
+            self._template[0], np.ascontiguousarray(rows, dtype=np.float64)
+        )
+        self.owes = self._sparse and not rests and not self._derives
         if self._records is not None:
             self._records.load()
         if self.owes:
@@ -329,11 +331,13 @@ class Updater:
             n_threads = touched.most_listed * self._tile_size
             given |= {**touched.scattered(delta), **touched.listed, "n": touched.n}
             grid = (min(n_blocks(n_threads), 2 * _RULE_BLOCKS),)
+            assert touched.has_list, "one multiplication, then one step"
             if self._derives:
                 launch("apply_derived", self._template, n_threads, grid=grid, **given)
             else:
                 launch("apply_listed", self._template, n_threads, grid=grid, **given)
             touched.forget()
+            touched.has_list = False
         else:
             n_threads = touched.batches.most_columns * self._tile_size
             given |= {**touched.columns, "sums": touched.segment_sums(delta)}
@@ -410,6 +414,8 @@ class Updater:
         }
 
     def _start_ledger(self, n_steps: int) -> None:
+        if self._paid is None:
+            self._make_ledger()
         self._paid.fill(0)
         averaging = self._parameters["average"] is not None
         launch(
@@ -463,7 +469,7 @@ class Records:
         word = np.dtype(np.int64).itemsize // dtype.itemsize
         word_place = -(-len(arrays) // word) * word
         self._flat = arrays
-        # A power of two, so that no record lies across two sectors.
+        # A power of two, so that no record lies across more sectors than it must.
         self._records = cupy().zeros((n, 1 << (word_place + word - 1).bit_length()), dtype=dtype)
         self.stride = self._records.shape[1]
         in_a_row = self._records.reshape(-1)
@@ -685,6 +691,7 @@ class Touched:
         self.X = X
         self._sums: tuple[Any, Any] | None = None
         self._list: tuple[Any, Any] | None = None
+        self.has_list = False
         self._records: Records | None = None
 
     @property
@@ -788,7 +795,7 @@ class Touched:
 
     def begin_list(self, records: Records) -> None:
         """Empty the list; from now on the gradient goes to the words of the records."""
-        self._records = records
+        self._records, self.has_list = records, True
         with aside(1):
             self.listed["n_listed"].fill(0)
 
@@ -873,7 +880,7 @@ def activation_backward(name: str, z: Any, a: Any, delta: Any, sums: Any) -> Non
     n, width = z.shape
     template = (name, z.dtype.name)
     # Short chunks make more blocks of a small array.
-    rows_per_chunk = 32 if z.size < 2**21 else 256
+    rows_per_chunk = max(32 if z.size < 2**21 else 256, -(-n // _MOST_CHUNKS))
     n_chunks = max(1, -(-n // rows_per_chunk))
     of_chunks = sums if n_chunks == 1 else empty((n_chunks, width), sums.dtype)
     launch(
@@ -960,7 +967,8 @@ def shuffled(n: int, seed: int, epoch: int) -> Any:
 def column_sums(a: Any, out: Any) -> None:
     """Write a.sum(axis=0) to `out`: chunks of rows first, then the sums of the chunks."""
     n, width = a.shape
-    n_chunks = max(1, -(-n // _ROWS_PER_CHUNK))
+    rows_per_chunk = max(_ROWS_PER_CHUNK, -(-n // _MOST_CHUNKS))
+    n_chunks = max(1, -(-n // rows_per_chunk))
     # Narrow tiles make more blocks of a small array.
     lanes = min(tile_size(width), 8 if a.size < 2**18 else WARP_SIZE)
     sums = out if n_chunks == 1 else empty((n_chunks, width), a.dtype)
@@ -972,7 +980,7 @@ def column_sums(a: Any, out: Any) -> None:
         a=a,
         n=n,
         width=width,
-        rows_per_chunk=_ROWS_PER_CHUNK,
+        rows_per_chunk=rows_per_chunk,
         out=sums,
         tile_size=lanes,
     )

@@ -192,14 +192,15 @@ def empty(shape: Any, dtype: Any) -> Any:
 
 
 @contextmanager
-def keeping() -> Iterator[Kept]:
-    """Keep every array that `empty` makes meanwhile.
+def keeping(kept: Kept) -> Iterator[None]:
+    """Let `empty` take its arrays from `kept`, from the first one on.
 
     Recorded launches go on using them, so their memory must not serve for anything else.
     """
-    outer, _of_thread.kept = _of_thread.kept, Kept()
+    kept.rewind()
+    outer, _of_thread.kept = _of_thread.kept, kept
     try:
-        yield _of_thread.kept
+        yield
     finally:
         _of_thread.kept = outer
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from skoptim._devices.cuda_launch import (
+    Kept,
     Moving,
     aside,
     cupy,
@@ -60,7 +61,7 @@ class Recording:
         self._is_warm = False
         self._n_replayed = 0
         self._graphs: dict[int, Any] = {}
-        self._kept: list[Any] = []
+        self._kept = Kept()
 
     def run(self, take: Take, n_samples: int, n_before: int) -> None:
         """Take the steps of a block of `n_samples`, before which there were `n_before` steps."""
@@ -76,9 +77,10 @@ class Recording:
                 graph = self._graph(take, n_steps_now)
                 if counted != step:
                     self._counters[...] = cupy().asarray([step, n_before + step])
+                # Counted first: an interrupt is raised right after the launch.
+                self.n_taken = counted = step + n_steps_now
                 graph.launch(cupy().cuda.get_current_stream())
                 self._n_replayed += n_steps_now
-                self.n_taken = counted = step + n_steps_now
             else:
                 # The first step compiles the kernels, and allocates what later ones use.
                 self._sum += take(step, min(size, n_samples - step * size))
@@ -94,7 +96,7 @@ class Recording:
         """Return the recording of so many steps, made when it is first asked for."""
         if n_steps in self._graphs:
             return self._graphs[n_steps]
-        with recording_stream() as stream, keeping() as kept:
+        with recording_stream() as stream, keeping(self._kept):
             stream.begin_capture()
             try:
                 for i in range(n_steps):
@@ -104,12 +106,11 @@ class Recording:
                         launch("add_loss", (), 1, loss=loss, sum=self._sum)
                     # The next step uses the same memory.
                     join()
-                    kept.rewind()
+                    self._kept.rewind()
                 launch("advance", (), 1, counters=self._counters, n_steps=n_steps)
             except BaseException:
                 with suppress(Exception):
                     stream.end_capture()
                 raise
             self._graphs[n_steps] = stream.end_capture()
-        self._kept.append(kept)
         return self._graphs[n_steps]

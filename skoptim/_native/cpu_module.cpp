@@ -876,10 +876,12 @@ bool owing_pays(const std::string& name, Input2d<double> rows, double touched_co
   return 8.0 * touched_columns * (1.0 + replayed) < double(n_columns);
 }
 
-bool rests(const std::string& name, Input<double> row) {
+bool rests(const std::string& name, Input2d<double> rows) {
   const RuleKernels<double>& rule = find_rule<double>(name);
-  require(int64_t(row.shape(0)) >= rule.info.row_width, "row: as many scalars as the rule wants");
-  return rule.rests(row.data());
+  require(int64_t(rows.shape(1)) >= rule.info.row_width, "rows: as many scalars as the rule wants");
+  for (size_t t = 0; t < rows.shape(0); ++t)
+    if (!rule.rests(rows.data() + t * rows.shape(1))) return false;
+  return true;
 }
 
 nb::dict describe_rules() {
@@ -933,7 +935,7 @@ NB_MODULE(_core, m) {
   m.def("current_isa", [] { return active.load()->name; });
   m.def("use_isa", &use_isa, "name"_a);
   m.def("owing_pays", &owing_pays, "rule"_a, "rows"_a, "touched_columns"_a, "n_columns"_a, "width"_a);
-  m.def("rests", &rests, "rule"_a, "row"_a);
+  m.def("rests", &rests, "rule"_a, "rows"_a);
   m.def("describe_rules", &describe_rules);
   m.def("describe_activations", &describe_activations);
 }

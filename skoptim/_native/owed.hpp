@@ -188,7 +188,7 @@ bool pulls(const Common<T>& c) {
          Rule::contains_penalty;
 }
 
-// Whether idle steps with scalars like these change nothing, so that nothing is ever owed.
+// Whether an idle step with these scalars changes nothing, so that nothing is owed.
 template <class Rule, class T>
 bool rests(const T* row) {
   const Common<T> c = load_common(row);

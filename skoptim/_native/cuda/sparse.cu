@@ -57,13 +57,15 @@ __global__ void list_columns(const int32_t* indices, const int64_t* indptr, cons
   });
 }
 
-// sums (n_columns, width) += data * delta over the entries of a batch, as whole numbers. Lists the columns too, if there
-// is a list.
+// sums (n_columns, width) += data * delta over the entries of a batch, as whole numbers. Lists the columns too, if
+// there is a list.
 template <class T>
-__global__ SKOPTIM_RESIDENT(4) void scatter(const T* data, const int32_t* indices, const int64_t* indptr, const int64_t* samples,
-                        int64_t first, int64_t first_per_step, const int64_t* counter, int64_t n, const T* bounds,
-                        int32_t n_bounds, const T* delta, const T* largest, int64_t n_largest, int64_t width,
-                        int64_t* sums, int64_t word_stride, int32_t* listed, int32_t* n_listed, int32_t row_lanes) {
+__global__ SKOPTIM_RESIDENT(4) void scatter(const T* data, const int32_t* indices, const int64_t* indptr,
+                                            const int64_t* samples, int64_t first, int64_t first_per_step,
+                                            const int64_t* counter, int64_t n, const T* bounds, int32_t n_bounds,
+                                            const T* delta, const T* largest, int64_t n_largest, int64_t width,
+                                            int64_t* sums, int64_t word_stride, int32_t* listed, int32_t* n_listed,
+                                            int32_t row_lanes) {
   const Batch batch(samples, moved(first, first_per_step, counter));
   const FixedPoint<T> fixed(bounds, n_bounds, n, largest, n_largest);
   const Listing listing(listed, n_listed);

@@ -84,8 +84,8 @@ SKOPTIM_HD bool is_zero(int64_t word) { return word >> 1 == 0; }
 // Whether the caller is the first to ask, since the word was made zero: the lowest bit says that the column is listed.
 SKOPTIM_HD bool lists(int64_t& word) { return (atomicOr((uint64_t*)&word, uint64_t(1)) & 1) == 0; }
 
-// The entries of a batch, some at a time: a tile of `lanes` threads takes a row, a thread four entries of it at once, so
-// that their reads overlap. All threads of a block go on until all of them are done.
+// The entries of a batch, some at a time: a tile of `lanes` threads takes a row, a thread four entries of it at once,
+// so that their reads overlap. All threads of a block go on until all of them are done.
 template <class Use>
 SKOPTIM_HD void for_entries(const Batch& batch, const int64_t* indptr, int64_t n, int lanes, const Use& use) {
   const int64_t n_rows = block_size / lanes;
@@ -103,7 +103,7 @@ SKOPTIM_HD void for_entries(const Batch& batch, const int64_t* indptr, int64_t n
 // The sums of a block for some of the columns that it meets, in shared memory. An address of the device answers one
 // atomic operation after the other; without this, all blocks would wait for the columns that every row has.
 struct BlockSums {
-  static constexpr int n_slots = 1024, n_tries = 4, n_each = n_slots / block_size;
+  static constexpr int log_slots = 10, n_slots = 1 << log_slots, n_tries = 4, n_each = n_slots / block_size;
   int32_t columns[n_slots];
   uint32_t low[n_slots], high[n_slots];  // Atomics on words of 64 bits are loops in shared memory.
   SKOPTIM_HD static int own(int j) { return threadIdx.x + j * block_size; }
@@ -117,7 +117,7 @@ struct BlockSums {
   }
   // Where the column stands; -1 if others have its places.
   SKOPTIM_HD int place(int32_t column) {
-    int slot = (uint32_t(column) * 2654435769u) >> 22;
+    int slot = (uint32_t(column) * 2654435769u) >> (32 - log_slots);
     for (int tries = 0; tries < n_tries; ++tries, slot = (slot + 1) % n_slots) {
       int32_t found = *(volatile int32_t*)(columns + slot);
       if (found == -1) found = atomicCAS(columns + slot, -1, column);
@@ -180,8 +180,8 @@ struct Lanes {
   }
 };
 
-// out (n, width) = X[batch] @ w. `weights` reads what tells a weight, and then its value. A thread takes four entries of a
-// row at once, so that their reads overlap.
+// out (n, width) = X[batch] @ w. `weights` reads what tells a weight, and then its value. A thread takes four entries
+// of a row at once, so that their reads overlap.
 template <class T, class Weights>
 SKOPTIM_HD void multiply_rows(const T* data, const int32_t* indices, const int64_t* indptr, const Batch& batch,
                               int64_t n, int64_t width, T* out, int row_lanes, int output_lanes,
