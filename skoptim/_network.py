@@ -319,9 +319,6 @@ class Network:
         with device.aside(1):
             device.column_sums(delta, gradient.intercepts[-1])
         for i in reversed(range(self.n_layers)):
-            if not self.fit_intercept:
-                with device.aside(1):
-                    gradient.intercepts[i].fill(0)
             if i == 0 and first_layer is not None:
                 first_layer.delta = delta
             elif i == 0 and data.X.is_sparse:
@@ -333,6 +330,9 @@ class Network:
             if i > 0:
                 delta = self._back(i, delta, views, n, dropout_key, gradient.intercepts[i - 1])
         device.join()
+        if not self.fit_intercept:
+            for sums in gradient.intercepts:
+                sums.fill(0)
         return loss
 
     def _layer_input(self, i: int, inputs: Any, n: int, dropout_key: Any) -> Any:

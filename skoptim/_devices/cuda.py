@@ -179,6 +179,11 @@ class Matrix:
         """The sums of `scatter` by width, zero between steps."""
         return {}
 
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The index arrays, as kernels name them."""
+        return {"indices": self.indices, "indptr": self.indptr}
+
     def row_lanes(self, width: int) -> int:
         """Return how many threads go through a row, some entries each at once."""
         of_entries = -(-self.n_stored // (_ENTRIES_AT_ONCE * max(self.shape[0], 1)))
@@ -310,14 +315,13 @@ class Updater:
                 batch_columns=batches.batch_columns,
                 batch=touched.batch,
             )
-        given = {**touched.entries, "data": touched.X.data, "width": self._width, "out": z}
-        given |= {"row_lanes": touched.X.row_lanes(self._width), "output_lanes": self._tile_size}
+        n_threads, product = _csr_product(touched.X, touched.rows, touched.first, z)
         if self._derives:
-            given |= {**self._first_layer, **self._scalars(step)}
-            launch("multiply_derived", self._template, touched.n_threads(self._width), **given)
+            given = {**product, **self._first_layer, **self._scalars(step)}
+            launch("multiply_derived", self._template, n_threads, **given)
         else:
             w = {"w": self._first_layer["w"], "w_stride": self._first_layer["stride"]}
-            launch("csr_matmul", self._template[1:], touched.n_threads(self._width), **given, **w)
+            launch("csr_matmul", self._template[1:], n_threads, **product, **w)
 
     def apply_touched(self, touched: Touched, delta: Any, factor: float, step: Any) -> None:
         """Take a step of the touched columns, with `factor` times the gradient X.T @ delta."""
@@ -331,13 +335,13 @@ class Updater:
             n_threads = touched.most_listed * self._tile_size
             given |= {**touched.scattered(delta), **touched.listed, "n": touched.n}
             grid = (min(n_blocks(n_threads), 2 * _RULE_BLOCKS),)
-            assert touched.has_list, "one multiplication, then one step"
+            assert touched.records is self._records, "one multiplication, then one step"
             if self._derives:
                 launch("apply_derived", self._template, n_threads, grid=grid, **given)
             else:
                 launch("apply_listed", self._template, n_threads, grid=grid, **given)
             touched.forget()
-            touched.has_list = False
+            touched.records = None
         else:
             n_threads = touched.batches.most_columns * self._tile_size
             given |= {**touched.columns, "sums": touched.segment_sums(delta)}
@@ -624,24 +628,16 @@ def matmul(a: Any, b: Any, out: Any) -> None:
 
 def csr_matmul(X: Matrix, rows: Any, first: Any, w: Any, out: Any) -> None:
     """Write X[rows[first:first + len(out)]] @ w to `out`; X[first:...] @ w when `rows` is None."""
+    n_threads, product = _csr_product(X, rows, first, out)
+    launch("csr_matmul", (X.dtype.name,), n_threads, **product, w=w, w_stride=1)
+
+
+def _csr_product(X: Matrix, rows: Any, first: Any, out: Any) -> tuple[int, dict[str, Any]]:
+    """Return the number of threads and the arguments of kernels that multiply rows of X."""
     n, width = out.shape
-    launch(
-        "csr_matmul",
-        (X.dtype.name,),
-        n * X.row_lanes(width),
-        data=X.data,
-        indices=X.indices,
-        indptr=X.indptr,
-        samples=rows,
-        first=first,
-        n=n,
-        w=w,
-        w_stride=1,
-        width=width,
-        out=out,
-        row_lanes=X.row_lanes(width),
-        output_lanes=tile_size(width),
-    )
+    lanes = {"row_lanes": X.row_lanes(width), "output_lanes": tile_size(width)}
+    given = {**X.arrays, "data": X.data, "samples": rows, "first": first, "n": n, "width": width}
+    return n * lanes["row_lanes"], {**given, **lanes, "out": out}
 
 
 def csr_gradient(X: Matrix, rows: Any, first: Any, delta: Any, g: Any) -> None:
@@ -691,8 +687,8 @@ class Touched:
         self.X = X
         self._sums: tuple[Any, Any] | None = None
         self._list: tuple[Any, Any] | None = None
-        self.has_list = False
-        self._records: Records | None = None
+        #: Where the gradient goes and the list is kept, from a multiplication to the step.
+        self.records: Records | None = None
 
     @property
     def native(self) -> Touched:
@@ -761,18 +757,13 @@ class Touched:
     @property
     def entries(self) -> dict[str, Any]:
         """The arguments of kernels that go through the entries of the batch."""
-        X = self.X
-        return {
-            "indices": X.indices,
-            "indptr": X.indptr,
-            "samples": self.rows,
-            "first": self.first,
-            "n": self.n,
-        }
+        batch = {"samples": self.rows, "first": self.first, "n": self.n}
+        return {**self.X.arrays, **batch, "row_lanes": self.X.row_lanes(1)}
 
-    def n_threads(self, width: int) -> int:
-        """Return how many threads go through the entries."""
-        return self.n * self.X.row_lanes(width)
+    @property
+    def n_threads(self) -> int:
+        """How many threads go through the entries."""
+        return self.n * self.X.row_lanes(1)
 
     @property
     def most_listed(self) -> int:
@@ -795,7 +786,7 @@ class Touched:
 
     def begin_list(self, records: Records) -> None:
         """Empty the list; from now on the gradient goes to the words of the records."""
-        self._records, self.has_list = records, True
+        self.records = records
         with aside(1):
             self.listed["n_listed"].fill(0)
 
@@ -803,14 +794,13 @@ class Touched:
         """List the columns of the batch."""
         join()
         given = {**self.entries, **self.listed, **self._words(width), "width": width}
-        given["row_lanes"] = self.X.row_lanes(1)
-        launch("list_columns", (), self.n_threads(1), **given)
+        launch("list_columns", (), self.n_threads, **given)
         self._is_listed = True
 
     def _words(self, width: int) -> dict[str, Any]:
         """Return where the gradient goes."""
-        if self._records is not None:
-            return {"sums": self._records.words, "word_stride": self._records.word_stride}
+        if self.records is not None:
+            return {"sums": self.records.words, "word_stride": self.records.word_stride}
         words = self.X.words
         if width not in words:
             words[width] = cupy().zeros(self.X.shape[1] * width, dtype=np.int64)
@@ -833,8 +823,8 @@ class Touched:
         sums |= {"bounds": X.bounds, "n_bounds": len(X.bounds)}
         listing = listing and not self._is_listed
         given = {**self.entries, **(self.listed if listing else _NO_LIST), **sums}
-        given |= {"data": X.data, "delta": delta, "width": width, "row_lanes": X.row_lanes(1)}
-        launch("scatter", template, self.n_threads(1), **given)
+        given |= {"data": X.data, "delta": delta, "width": width}
+        launch("scatter", template, self.n_threads, **given)
         self._is_listed = self._is_listed or listing
         self._sums = delta, sums
         return sums
@@ -877,29 +867,12 @@ def activation_forward(name: str, z: Any, bias: Any, a: Any) -> None:
 
 def activation_backward(name: str, z: Any, a: Any, delta: Any, sums: Any) -> None:
     """Multiply `delta` by f'(z), and write its column sums to `sums`."""
-    n, width = z.shape
     template = (name, z.dtype.name)
     # Short chunks make more blocks of a small array.
-    rows_per_chunk = max(32 if z.size < 2**21 else 256, -(-n // _MOST_CHUNKS))
-    n_chunks = max(1, -(-n // rows_per_chunk))
-    of_chunks = sums if n_chunks == 1 else empty((n_chunks, width), sums.dtype)
-    launch(
-        "activation_backward",
-        template,
-        1,
-        grid=(-(-width // WARP_SIZE), n_chunks),
-        z=z,
-        a=a,
-        delta=delta,
-        n=n,
-        width=width,
-        rows_per_chunk=rows_per_chunk,
-        sums=of_chunks,
-        tile_size=WARP_SIZE,
-    )
-    if n_chunks > 1:
-        with aside(1):
-            column_sums(of_chunks, sums)
+    grid, chunks = _column_chunks(z, 32 if z.size < 2**21 else 256, WARP_SIZE, sums)
+    launch("activation_backward", template, 1, grid=grid, z=z, a=a, delta=delta, **chunks)
+    with aside(1):
+        _add_chunks(chunks["sums"], sums)
 
 
 def loss_gradient(
@@ -966,25 +939,28 @@ def shuffled(n: int, seed: int, epoch: int) -> Any:
 
 def column_sums(a: Any, out: Any) -> None:
     """Write a.sum(axis=0) to `out`: chunks of rows first, then the sums of the chunks."""
-    n, width = a.shape
-    rows_per_chunk = max(_ROWS_PER_CHUNK, -(-n // _MOST_CHUNKS))
-    n_chunks = max(1, -(-n // rows_per_chunk))
     # Narrow tiles make more blocks of a small array.
-    lanes = min(tile_size(width), 8 if a.size < 2**18 else WARP_SIZE)
-    sums = out if n_chunks == 1 else empty((n_chunks, width), a.dtype)
-    launch(
-        "column_sums",
-        (a.dtype.name,),
-        width,
-        grid=(-(-width // lanes), n_chunks),
-        a=a,
-        n=n,
-        width=width,
-        rows_per_chunk=rows_per_chunk,
-        out=sums,
-        tile_size=lanes,
-    )
-    if n_chunks > 1:
+    lanes = min(tile_size(a.shape[1]), 8 if a.size < 2**18 else WARP_SIZE)
+    grid, chunks = _column_chunks(a, _ROWS_PER_CHUNK, lanes, out)
+    launch("column_sums", (a.dtype.name,), a.shape[1], grid=grid, a=a, **chunks)
+    _add_chunks(chunks["sums"], out)
+
+
+def _column_chunks(a: Any, n_rows: int, lanes: int, out: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the grid and the arguments of kernels that sum columns by chunks of about `n_rows`.
+
+    Where one chunk is all, its sums are `out`.
+    """
+    n, width = a.shape
+    rows_per_chunk = max(n_rows, -(-n // _MOST_CHUNKS))
+    n_chunks = max(1, -(-n // rows_per_chunk))
+    sums = out if n_chunks == 1 else empty((n_chunks, width), out.dtype)
+    given = {"n": n, "width": width, "rows_per_chunk": rows_per_chunk, "sums": sums}
+    return (-(-width // lanes), n_chunks), {**given, "tile_size": lanes}
+
+
+def _add_chunks(sums: Any, out: Any) -> None:
+    if sums is not out:
         column_sums(sums, out)
 
 

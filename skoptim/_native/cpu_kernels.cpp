@@ -12,7 +12,7 @@ static_assert(offsetof(Common<float>, average) == average_scalar * sizeof(float)
 template <class Rule, class T>
 constexpr RuleKernels<T> rule_kernels(const char* name, const char* cpp_type) {
   return {RuleInfo{name, cpp_type, Rule::n_slots, Rule::n_scalars, n_common + Rule::n_scalars, Rule::uniform,
-                   Idle<Rule>::derived, Rule::slots, Rule::scalars},
+                   Rule::contains_penalty, Rule::slots, Rule::scalars},
           RuleDriver<Rule, T>::apply,
           RuleDriver<Rule, T>::pay_columns,
           TouchedDriver<Rule, T>::multiply,

@@ -82,7 +82,8 @@ struct RuleInfo {
   const char* cpp_type;
   int n_slots, n_scalars;
   int row_width;  // of the prepared scalars
-  bool uniform, derived;
+  bool uniform;
+  bool derived;   // whether the weight is a function of the state (`contains_penalty`)
   const char* const* slots;
   const char* const* scalars;
 };

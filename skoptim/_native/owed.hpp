@@ -27,7 +27,6 @@ template <class Rule>
 struct Idle {
   static constexpr bool closed = false;
   static constexpr bool keeps_state = false;  // whether such a step leaves the state arrays as they are
-  static constexpr bool derived = false;      // whether the weight is a function of these and of the last scalars
 };
 
 template <class Rule, class T>
@@ -38,7 +37,7 @@ SKOPTIM_HD T derived_weight(T w, const T* s, const Scalars<Rule, T>& last) {
 // The rules whose weight is a function of the state and of the last step's scalars.
 template <class Rule>
 struct DerivedIdle {
-  static constexpr bool closed = true, keeps_state = true, derived = true;
+  static constexpr bool closed = true, keeps_state = true;
 
   template <class T>
   SKOPTIM_HD static bool sums(const Common<T>&, const T*, double*, double*) { return true; }
@@ -65,7 +64,7 @@ struct UniformStep {
 
 template <class Rule>
 struct UniformIdle {
-  static constexpr bool closed = true, keeps_state = Rule::n_slots == 0, derived = false;
+  static constexpr bool closed = true, keeps_state = Rule::n_slots == 0;
 
   template <class T>
   SKOPTIM_HD static UniformStep one_step(const Common<T>& c, const T* k) {
@@ -111,7 +110,7 @@ struct Idle<SGDMomentum> : UniformIdle<SGDMomentum> {};
 // l1 / d times the sum of the rates. `decay` is the sum of the rates, `threshold` of their squares.
 template <>
 struct Idle<Adagrad> {
-  static constexpr bool closed = true, keeps_state = true, derived = false;
+  static constexpr bool closed = true, keeps_state = true;
 
   template <class T>
   SKOPTIM_HD static bool sums(const Common<T>& c, const T*, double* decay, double* threshold) {
@@ -192,8 +191,7 @@ bool pulls(const Common<T>& c) {
 template <class Rule, class T>
 bool rests(const T* row) {
   const Common<T> c = load_common(row);
-  const bool boxed = c.lower > -T(SKOPTIM_INFINITY) || c.upper < T(SKOPTIM_INFINITY);
-  return Idle<Rule>::keeps_state && !pulls<Rule>(c) && !boxed;
+  return Idle<Rule>::keeps_state && !pulls<Rule>(c) && !is_boxed(c);
 }
 
 // About how many idle steps of a column have to be replayed one by one before the rest has a closed

@@ -454,9 +454,13 @@ SKOPTIM_HD Common<T> unpenalised(Common<T> c) {
 enum class Extras { none, ridge, any };
 
 template <class T>
+SKOPTIM_HD bool is_boxed(const Common<T>& c) {
+  return c.lower > -T(SKOPTIM_INFINITY) || c.upper < T(SKOPTIM_INFINITY);
+}
+
+template <class T>
 SKOPTIM_HD Extras extras(const Common<T>& c) {
-  const bool boxed = c.lower > -T(SKOPTIM_INFINITY) || c.upper < T(SKOPTIM_INFINITY);
-  if (c.clip_value < T(SKOPTIM_INFINITY) || boxed || c.l1 != T(0)) return Extras::any;
+  if (c.clip_value < T(SKOPTIM_INFINITY) || is_boxed(c) || c.l1 != T(0)) return Extras::any;
   return c.l2 != T(0) ? Extras::ridge : Extras::none;
 }
 

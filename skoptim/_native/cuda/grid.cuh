@@ -119,4 +119,23 @@ SKOPTIM_HD T column_total(T part, int tile_size) {
   return parts[threadIdx.x];
 }
 
+// What a thread of block (x, y) sums of a matrix (n, width): a column of the x-th tile, some rows of the y-th chunk.
+struct ColumnChunk {
+  int64_t column, width, first, end;
+  int tile_size, stride;
+  SKOPTIM_HD ColumnChunk(int64_t n, int64_t width_, int64_t rows_per_chunk, int tile_size_)
+      : column(int64_t(blockIdx.x) * tile_size_ + threadIdx.x % tile_size_), width(width_),
+        first(int64_t(blockIdx.y) * rows_per_chunk + threadIdx.x / tile_size_),
+        end(int64_t(blockIdx.y + 1) * rows_per_chunk < n ? int64_t(blockIdx.y + 1) * rows_per_chunk : n),
+        tile_size(tile_size_), stride(block_size / tile_size_) {
+    if (column >= width) end = 0;
+  }
+  // Writes the sums of the chunk to its row of `sums`; all threads of a block call it.
+  template <class T>
+  SKOPTIM_HD void write(T part, T* sums) const {
+    part = column_total(part, tile_size);
+    if (threadIdx.x < tile_size && column < width) sums[blockIdx.y * width + column] = part;
+  }
+};
+
 SKOPTIM_END

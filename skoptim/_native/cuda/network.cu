@@ -77,30 +77,25 @@ __global__ void activation_forward(T* z, const T* bias, T* a, int64_t n, int64_t
   }
 }
 
-// delta *= f', and the sums of delta over the y-th chunk of rows into sums (n_chunks, width) for blocks (x, y).
+// delta *= f', and the sums of delta over chunks of rows into sums (n_chunks, width).
 template <class Activation, class T>
 __global__ void activation_backward(const T* z, const T* a, T* delta, int64_t n, int64_t width,
                                     int64_t rows_per_chunk, T* sums, int32_t tile_size) {
-  const int n_row_lanes = block_size / tile_size;
-  const int64_t column = int64_t(blockIdx.x) * tile_size + threadIdx.x % tile_size;
-  const int64_t begin = int64_t(blockIdx.y) * rows_per_chunk;
-  const int64_t end = begin + rows_per_chunk < n ? begin + rows_per_chunk : n;
+  const ColumnChunk own(n, width, rows_per_chunk, tile_size);
   T sum = T(0);
-  if (column < width)
-    for (int64_t row = begin + threadIdx.x / tile_size; row < end; row += 4 * n_row_lanes) {
-      const auto at = [&](int j) { return (row + j * n_row_lanes) * width + column; };
-      T product[4];
-      for (int j = 0; j < 4; ++j)
-        if (row + j * n_row_lanes < end)
-          product[j] = delta[at(j)] * Activation::derivative(z[at(j)], a[at(j)]);
-      for (int j = 0; j < 4; ++j)
-        if (row + j * n_row_lanes < end) {
-          delta[at(j)] = product[j];
-          sum += product[j];
-        }
-    }
-  sum = column_total(sum, tile_size);
-  if (threadIdx.x < tile_size && column < width) sums[blockIdx.y * width + column] = sum;
+  for (int64_t row = own.first; row < own.end; row += 4 * own.stride) {
+    const auto has = [&](int j) { return row + j * own.stride < own.end; };
+    const auto at = [&](int j) { return (row + j * own.stride) * width + own.column; };
+    T product[4];
+    for (int j = 0; j < 4; ++j)
+      if (has(j)) product[j] = delta[at(j)] * Activation::derivative(z[at(j)], a[at(j)]);
+    for (int j = 0; j < 4; ++j)
+      if (has(j)) {
+        delta[at(j)] = product[j];
+        sum += product[j];
+      }
+  }
+  own.write(sum, sums);
 }
 
 // One thread draws the four words that decide over four neighbouring units, as `survives` does.
@@ -170,20 +165,14 @@ __global__ void advance(int64_t* counters, int64_t n_steps) {
   }
 }
 
-// Block (x, y) sums a tile of columns over the y-th chunk of rows into out (n_chunks, width).
+// The sums of a over chunks of rows into sums (n_chunks, width).
 template <class T>
-__global__ void column_sums(const T* a, int64_t n, int64_t width, int64_t rows_per_chunk, T* out,
+__global__ void column_sums(const T* a, int64_t n, int64_t width, int64_t rows_per_chunk, T* sums,
                             int32_t tile_size) {
-  const int n_row_lanes = block_size / tile_size;
-  const int64_t column = int64_t(blockIdx.x) * tile_size + threadIdx.x % tile_size;
-  const int64_t begin = int64_t(blockIdx.y) * rows_per_chunk;
-  const int64_t end = begin + rows_per_chunk < n ? begin + rows_per_chunk : n;
+  const ColumnChunk own(n, width, rows_per_chunk, tile_size);
   T sum = T(0);
-  if (column < width)
-    for (int64_t row = begin + threadIdx.x / tile_size; row < end; row += n_row_lanes)
-      sum += a[row * width + column];
-  sum = column_total(sum, tile_size);
-  if (threadIdx.x < tile_size && column < width) out[blockIdx.y * width + column] = sum;
+  for (int64_t row = own.first; row < own.end; row += own.stride) sum += a[row * width + own.column];
+  own.write(sum, sums);
 }
 
 // The factor that bounds the norm whose square is the sum of partial_sums; one block.

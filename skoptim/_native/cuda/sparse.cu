@@ -133,8 +133,8 @@ __global__ void add_scattered(int64_t* sums, const T* bounds, int32_t n_bounds, 
 
 // The sums of squares of those sums, block by block.
 template <class T>
-__global__ void scattered_squares(const int64_t* sums, int64_t word_stride, const T* bounds, int32_t n_bounds, int64_t n,
-                                  const T* largest, int64_t n_largest, int64_t n_columns, int64_t width,
+__global__ void scattered_squares(const int64_t* sums, int64_t word_stride, const T* bounds, int32_t n_bounds,
+                                  int64_t n, const T* largest, int64_t n_largest, int64_t n_columns, int64_t width,
                                   double* partial_sums) {
   const FixedPoint<T> fixed(bounds, n_bounds, n, largest, n_largest);
   double total = 0;
