@@ -295,7 +295,8 @@ class Network:
         scale : float
             Factor on the gradient, as 1 / n for a mean.
         first_layer : FirstLayer or None
-            Multiplies by the first layer, and keeps what its gradient is made of.
+            Multiplies by the first layer, and keeps what its gradient is made of. The rest of the
+            gradient is then there after `device.join()`.
         dropout_key : tuple of int or None
             (seed, step).
         """
@@ -329,7 +330,8 @@ class Network:
                     device.matmul(below.T, delta, gradient.coefs[i])
             if i > 0:
                 delta = self._back(i, delta, views, n, dropout_key, gradient.intercepts[i - 1])
-        device.join()
+        if first_layer is None or not self.fit_intercept:
+            device.join()
         if not self.fit_intercept:
             for sums in gradient.intercepts:
                 sums.fill(0)

@@ -124,6 +124,7 @@ class Trainer:
         self._best_weights: Any = None
         self._epochs_without_improvement = 0
         self._optimality = 0.0
+        self._next_order: Any = None
         self._buffers: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -139,7 +140,7 @@ class Trainer:
         ConvergenceWarning
             If `max_iter` was reached without meeting `tol`.
         """
-        finished = False
+        finished, self._next_order = False, None
         if not self.optimizer.is_full_batch:
             self._prepare()
         # A divergence is found, and told, by _check_finite.
@@ -277,9 +278,12 @@ class Trainer:
             loss, converged = self._full_batch_epoch()
         else:
             loss, converged = self._stochastic_epoch(), False
+            # The device is given more to do before the host waits for it.
+            self._shuffle_ahead()
+        penalty, is_finite = self._look_at_parameters()
+        loss = self.device.read_scalar(loss)
         self.n_iter += 1
         self.state.carries["epoch"] = self.state.carries.get("epoch", 0.0) + 1
-        penalty, is_finite = self._look_at_parameters()
         if not (self.optimizer.is_full_batch or self.options.incremental):
             # A block of a stream may be smaller than the model: there the penalty is left out.
             loss += penalty
@@ -304,16 +308,17 @@ class Trainer:
         small = tol is not None and iteration.optimality <= tol * min(1.0, first)
         return iteration.value, small or not iteration.progressed
 
-    def _stochastic_epoch(self) -> float:
+    def _stochastic_epoch(self) -> Any:
+        """Return the mean loss, on the device that has it."""
         order = self._order()
         batch_size = self.options.batch_size
         n_steps = -(-self.data.n_samples // batch_size)
         block = self._block_steps()
-        total = 0.0
+        total: Any = 0.0
         for first_step in range(0, n_steps, block):
             stop = min(n_steps, first_step + block)
             part = slice(first_step * batch_size, stop * batch_size)
-            total += self._block(order, part, stop - first_step)
+            total = total + self._block(order, part, stop - first_step)
         return total / self.data.n_samples
 
     def _block_steps(self) -> int:
@@ -333,11 +338,22 @@ class Trainer:
         rows = self.data.rows
         if not self.options.shuffle:
             return rows
-        seed, epoch = (int(self.state.carries.get(name, 0)) for name in ("seed", "epoch"))
-        order = self.device.shuffled(self.data.n_samples, seed, epoch)
+        order, self._next_order = self._next_order, None
+        if order is None:
+            order = self._shuffled(0)
         return order if rows is None else rows[order]
 
-    def _block(self, order: Any, part: slice, n_steps: int) -> float:
+    def _shuffled(self, later: int) -> Any:
+        """Return a shuffle for this epoch, or a later one."""
+        seed, epoch = (int(self.state.carries.get(name, 0)) for name in ("seed", "epoch"))
+        return self.device.shuffled(self.data.n_samples, seed, epoch + later)
+
+    def _shuffle_ahead(self) -> None:
+        """Let a device that works beside the host shuffle for the next epoch, if it may come."""
+        if self._is_recorded and self.options.shuffle and self.n_iter + 1 < self.options.max_iter:
+            self._next_order = self._shuffled(1)
+
+    def _block(self, order: Any, part: slice, n_steps: int) -> Any:
         """Take the steps of one block of prepared scalars; return the sum of the losses."""
         batch_size = self.options.batch_size
         scalars = self.optimizer.prepare(
@@ -399,7 +415,7 @@ class Trainer:
             return order
         return self._buffer("as_they_come", lambda: np.arange(self.data.n_samples))
 
-    def _steps(self, scalars: Scalars, order: Any, part: slice) -> float:
+    def _steps(self, scalars: Scalars, order: Any, part: slice) -> Any:
         """Take the steps one by one; after an interrupt all debts are paid."""
         first, size = part.start, self.options.batch_size
         n_samples = min(part.stop, self.data.n_samples) - first
@@ -426,7 +442,7 @@ class Trainer:
             updater.settle(scalars.n_steps)
         # Before the loss is read: there an interrupt finds a host that waits for its device.
         self._advance(scalars)
-        return self.device.read_scalar(steps.loss)
+        return steps.loss
 
     # What a recording reads must lie where it lay when it was made.
 
@@ -523,6 +539,7 @@ class Trainer:
         if factor != 1:
             rest *= factor
         with device.aside(2):
+            device.join()
             updater.apply_rest(rest, step)
         first_layer.apply(factor)
         device.join()
@@ -559,7 +576,10 @@ class Trainer:
     def _clipping_factor(self, updater: Any, *gradient: Any) -> float:
         """Return what is to be done yet to bound the norm of the gradient to `clip_norm`."""
         bound = self.optimizer.clip_norm
-        return 1.0 if bound is None else self.device.clipping_factor(updater, bound, *gradient)
+        if bound is None:
+            return 1.0
+        self.device.join()
+        return self.device.clipping_factor(updater, bound, *gradient)
 
     # After the epoch.
 

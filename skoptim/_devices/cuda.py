@@ -49,6 +49,8 @@ _PACK = 4  # numbers that a thread steps at once (two in float64), see Pack in g
 _MOST_CHUNKS = 65535  # of rows: the second dimension of a grid
 #: Few blocks, as each begins with reading the scalars of the step (measured, docs/gpu.md).
 _RULE_BLOCKS = 264
+_ROWS_OF_A_BLOCK = 64  # of `scatter`, at the usual 16 threads a row
+_MOST_FREQUENT = 1024  # Frequent::most in sparse.cuh
 _NO_LIST = {"listed": None, "n_listed": None}
 
 
@@ -175,6 +177,11 @@ class Matrix:
         return largest.reshape(1) if alike else bounds
 
     @cached_property
+    def frequent(self) -> Frequent:
+        """The columns of which sums of a block are taken in shared memory."""
+        return Frequent(self)
+
+    @cached_property
     def words(self) -> dict[int, Any]:
         """The sums of `scatter` by width, zero between steps."""
         return {}
@@ -194,6 +201,36 @@ class Matrix:
         """The row of each stored entry."""
         xp = cupy()
         return xp.searchsorted(self.indptr, xp.arange(self.n_stored), side="right") - 1
+
+
+class Frequent:
+    """The columns that one row in 64 has, which a block of 64 rows will meet; the most frequent.
+
+    Parameters
+    ----------
+    X : Matrix
+        Sparse.
+
+    Attributes
+    ----------
+    columns : array of int32
+    marked : array of int32 of shape (n_stored,)
+        The columns of the entries of X, or ~place for the `columns`.
+    """
+
+    def __init__(self, X: Matrix):
+        xp, n_columns = cupy(), X.shape[1]
+        counts = xp.bincount(X.indices, minlength=n_columns)
+        columns = xp.flatnonzero(_ROWS_OF_A_BLOCK * counts >= max(X.shape[0], 1))
+        most = xp.argsort(-counts[columns])[:_MOST_FREQUENT]
+        self.columns = columns[most].astype(np.int32)
+        place = xp.full(n_columns, -1, dtype=np.int32)
+        place[self.columns] = xp.arange(len(self.columns), dtype=np.int32)
+        place = place[X.indices]
+        self.marked = xp.where(place < 0, X.indices, ~place)
+
+    def __len__(self) -> int:
+        return len(self.columns)
 
 
 def _check_indices(X: Any) -> None:
@@ -302,7 +339,7 @@ class Updater:
     def multiply_touched(self, touched: Touched, step: Any, z: Any) -> None:
         """Pay the touched columns the steps before `step`, and write X W of the batch to z."""
         if self._records is not None:
-            touched.begin_list(self._records)
+            touched.records = self._records
         if self.owes and self._records is not None:
             touched.list_columns(self._width)
             self._pay(step, touched.most_listed, **touched.listed_batch, batch=0)
@@ -752,13 +789,14 @@ class Touched:
         self._sums = delta, sums
         return sums
 
-    # As entries, one by one; the columns are listed when they are met.
+    # As entries, one by one; the columns are listed when they are met, after the frequent ones.
 
     @property
     def entries(self) -> dict[str, Any]:
         """The arguments of kernels that go through the entries of the batch."""
+        marks = {"marked": self.X.frequent.marked, "indptr": self.X.indptr}
         batch = {"samples": self.rows, "first": self.first, "n": self.n}
-        return {**self.X.arrays, **batch, "row_lanes": self.X.row_lanes(1)}
+        return {**marks, **batch, "row_lanes": self.X.row_lanes(1)}
 
     @property
     def n_threads(self) -> int:
@@ -767,15 +805,17 @@ class Touched:
 
     @property
     def most_listed(self) -> int:
-        """About how many columns the batch touches at most."""
+        """About how many columns the list has at most."""
         n_samples, n_columns = self.X.shape
-        return min(n_columns, -(-self.X.n_stored * self.n // max(n_samples, 1)))
+        touched = -(-self.X.n_stored * self.n // max(n_samples, 1))
+        return min(n_columns, touched + len(self.X.frequent))
 
     @property
     def listed_batch(self) -> dict[str, Any]:
         """The list as that of one batch: the columns, and where the batch begins and ends."""
         if self._list is None:
             self._list = empty(self.X.shape[1], np.int32), cupy().zeros(2, dtype=np.int32)
+            self._list[0][: len(self.X.frequent)] = self.X.frequent.columns
         return dict(zip(("columns", "batch_columns"), self._list, strict=True))
 
     @property
@@ -784,15 +824,9 @@ class Touched:
         batch = self.listed_batch
         return {"listed": batch["columns"], "n_listed": batch["batch_columns"][1:]}
 
-    def begin_list(self, records: Records) -> None:
-        """Empty the list; from now on the gradient goes to the words of the records."""
-        self.records = records
-        with aside(1):
-            self.listed["n_listed"].fill(0)
-
     def list_columns(self, width: int) -> None:
         """List the columns of the batch."""
-        join()
+        self.listed["n_listed"].fill(len(self.X.frequent))
         given = {**self.entries, **self.listed, **self._words(width), "width": width}
         launch("list_columns", (), self.n_threads, **given)
         self._is_listed = True
@@ -814,16 +848,18 @@ class Touched:
         if self._sums is not None and self._sums[0] is delta:
             return self._sums[1]
         X, width, template = self.X, delta.shape[1], (delta.dtype.name,)
+        listing = listing and not self._is_listed
+        made = self.listed if listing else _NO_LIST
         grid = (n_blocks(delta.size),)
         largest = empty(grid, delta.dtype)
-        launch(
-            "largest_magnitude", template, 1, grid=grid, delta=delta, n=delta.size, largest=largest
-        )
+        of_delta = {"delta": delta, "n": delta.size, "largest": largest}
+        of_list = {"n_listed": made["n_listed"], "n_frequent": len(X.frequent)}
+        launch("largest_magnitude", template, 1, grid=grid, **of_delta, **of_list)
         sums = {**self._words(width), "largest": largest, "n_largest": len(largest)}
         sums |= {"bounds": X.bounds, "n_bounds": len(X.bounds)}
-        listing = listing and not self._is_listed
-        given = {**self.entries, **(self.listed if listing else _NO_LIST), **sums}
+        given = {**self.entries, **made, **sums}
         given |= {"data": X.data, "delta": delta, "width": width}
+        given |= {"frequent": X.frequent.columns, "n_frequent": len(X.frequent)}
         launch("scatter", template, self.n_threads, **given)
         self._is_listed = self._is_listed or listing
         self._sums = delta, sums

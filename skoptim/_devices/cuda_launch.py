@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from skoptim._devices import is_cuda_array, kernel_sources
+from skoptim._devices.kernel_sources import BLOCK_SIZE
 
-BLOCK_SIZE = 256  # block_size in grid.cuh
 WARP_SIZE = 32
 MOST_BLOCKS = 1024
 
@@ -67,6 +67,7 @@ class _Launcher:
 
     kernel: Any
     parameters: tuple[tuple[str, bool, np.dtype], ...]
+    block_size: int
 
     def __call__(self, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
         given = _spread(arguments)
@@ -78,7 +79,7 @@ class _Launcher:
             else dtype.type(given[parameter])
             for parameter, is_array, dtype in self.parameters
         ]
-        self.kernel(grid, (BLOCK_SIZE,), tuple(values))
+        self.kernel(grid, (self.block_size,), tuple(values))
 
 
 def _spread(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +123,7 @@ def _launcher(kernel_name: str, template: tuple[str, ...]) -> _Launcher:
     return _Launcher(
         module.get_function(expression),
         tuple((p.name, p.is_array, np.dtype(types[p.type])) for p in kernel.parameters),
+        kernel.block_size,
     )
 
 
@@ -130,15 +132,16 @@ def launch(
 ) -> None:
     """Run a kernel on about `n_threads` threads, or on a grid; its arguments go by name."""
     if n_threads > 0:
-        _launcher(kernel, template)(grid or (n_blocks(n_threads),), arguments)
+        launcher = _launcher(kernel, template)
+        launcher(grid or (n_blocks(n_threads, launcher.block_size),), arguments)
 
 
-def n_blocks(n_threads: int) -> int:
+def n_blocks(n_threads: int, block_size: int = BLOCK_SIZE) -> int:
     """Return the size of the grid; from the work alone, so that sums repeat on any device.
 
     No more blocks than a large device runs at once: what a thread reads first, it reads once.
     """
-    return min(-(-n_threads // BLOCK_SIZE), MOST_BLOCKS)
+    return min(-(-n_threads // block_size), MOST_BLOCKS)
 
 
 def tile_size(width: int) -> int:
@@ -149,33 +152,11 @@ def tile_size(width: int) -> int:
 # Memory.
 
 
-class Kept:
-    """Arrays that `empty` has made, to be had again in the same order after `rewind`."""
-
-    def __init__(self) -> None:
-        self._arrays: list[Any] = []
-        self._position = 0
-
-    def rewind(self) -> None:
-        """Begin again with the first array."""
-        self._position = 0
-
-    def next(self, shape: Any, dtype: Any) -> Any:
-        """Return the next array; make it, if it was not there before."""
-        if self._position == len(self._arrays):
-            self._arrays.append(cupy().empty(shape, dtype=dtype))
-        array = self._arrays[self._position]
-        self._position += 1
-        assert array.dtype == dtype
-        assert array.shape == (shape if np.iterable(shape) else (shape,))
-        return array
-
-
 class _OfThread(threading.local):
     """What calls of one thread share; the device runs them one after the other."""
 
     def __init__(self) -> None:
-        self.kept: Kept | None = None
+        self.kept: list[Any] | None = None
         self.sides: dict[int, Any] = {}
         self.waiting: set[int] = set()
         self.side = 0
@@ -187,17 +168,18 @@ _of_thread = _OfThread()
 
 def empty(shape: Any, dtype: Any) -> Any:
     """Return an uninitialised array."""
-    kept = _of_thread.kept
-    return cupy().empty(shape, dtype=dtype) if kept is None else kept.next(shape, dtype)
+    array = cupy().empty(shape, dtype=dtype)
+    if _of_thread.kept is not None:
+        _of_thread.kept.append(array)
+    return array
 
 
 @contextmanager
-def keeping(kept: Kept) -> Iterator[None]:
-    """Let `empty` take its arrays from `kept`, from the first one on.
+def keeping(kept: list[Any]) -> Iterator[None]:
+    """Let `empty` add its arrays to `kept`.
 
     Recorded launches go on using them, so their memory must not serve for anything else.
     """
-    kept.rewind()
     outer, _of_thread.kept = _of_thread.kept, kept
     try:
         yield
@@ -229,10 +211,11 @@ def aside(side: int) -> Iterator[None]:
 
 
 def join() -> None:
-    """Let what follows wait for all that was launched aside."""
-    for side in sorted(_of_thread.waiting):
+    """Let what follows here, on a side too, wait for all that was launched aside."""
+    others = _of_thread.waiting - {_of_thread.side}
+    for side in sorted(others):
         cupy().cuda.get_current_stream().wait_event(_of_thread.sides[side].record())
-    _of_thread.waiting.clear()
+    _of_thread.waiting -= others
 
 
 def current_side() -> int:

@@ -22,13 +22,18 @@ OPTIONS = ("--std=c++17", "--fmad=false")
 #: What `cupy.RawModule` adds of its own; part of what the tests compile with.
 CUPY_OPTIONS = ("--device-as-default-execution-space", "-ftz=true")
 
+#: Threads of a block, but for kernels that say otherwise; `block_size` in grid.cuh.
+BLOCK_SIZE = 256
+
 FILES = ("cuda/rules.cu", "cuda/network.cu", "cuda/sparse.cu")
 
 #: Parameters that may move with the steps of a recording: each has a ``*_per_step`` beside it.
 MOVING = ("first", "stream", "step", "to", "batch")
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
-_KERNEL = re.compile(r"(?:template <([^>]*)>\s*)?__global__ (?:\w+\(\d\) )?void (\w+)\(([^)]*)\)")
+_KERNEL = re.compile(
+    r"(?:template <([^>]*)>\s*)?__global__ (?:SKOPTIM_BLOCK\((\d+)\) )?void (\w+)\(([^)]*)\)"
+)
 _PARAMETER = re.compile(r"(?:const )?(\w+)(\*?) (\w+)")
 _LISTED = re.compile(r'X\("(\w+)", (\w+)')
 
@@ -50,6 +55,7 @@ class Kernel:
     file: str
     template: tuple[str, ...]
     parameters: tuple[Parameter, ...]
+    block_size: int
 
     def expression(self, *arguments: str) -> str:
         """Return the C++ name of an instantiation.
@@ -94,7 +100,7 @@ def kernels() -> Mapping[str, Kernel]:
     """Return every kernel of the sources by name."""
     found = {}
     for file in FILES:
-        for template, name, parameters in _KERNEL.findall(source(file)):
+        for template, block_size, name, parameters in _KERNEL.findall(source(file)):
             found[name] = Kernel(
                 name,
                 file,
@@ -103,6 +109,7 @@ def kernels() -> Mapping[str, Kernel]:
                     Parameter(parameter, type_, bool(star))
                     for type_, star, parameter in _PARAMETER.findall(parameters)
                 ),
+                int(block_size or BLOCK_SIZE),
             )
     return found
 

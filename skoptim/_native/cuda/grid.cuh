@@ -6,8 +6,8 @@ SKOPTIM_BEGIN
 
 constexpr int block_size = 256, warp_size = 32;
 
-// So many blocks are to be at work on a multiprocessor at once: the compiler keeps to the registers they have then.
-#define SKOPTIM_RESIDENT(n) __launch_bounds__(block_size, n)
+// Kernels whose blocks are of another size, which launches read here.
+#define SKOPTIM_BLOCK(n) __launch_bounds__(n)
 
 // Kernels loop from grid_begin() in steps of grid_stride(), so that any grid covers any size.
 SKOPTIM_HD int64_t grid_begin() { return int64_t(blockIdx.x) * block_size + threadIdx.x; }

@@ -154,15 +154,12 @@ __global__ void add_up(const double* partial_sums, int64_t n, double* total) {
   if (threadIdx.x == 0) *total = sum;
 }
 
-// For recorded steps: adds the loss of one to the sum; counts some, in their block and overall.
-__global__ void add_loss(const double* loss, double* sum) {
-  if (grid_begin() == 0) *sum += *loss;
-}
-__global__ void advance(int64_t* counters, int64_t n_steps) {
-  if (grid_begin() == 0) {
-    counters[0] += n_steps;
-    counters[1] += n_steps;
-  }
+// The end of a recorded step: its loss joins the sum, it is counted in its block and overall.
+__global__ void end_step(const double* loss, double* sum, int64_t* counters) {
+  if (grid_begin() > 0) return;
+  *sum += *loss;
+  ++counters[0];
+  ++counters[1];
 }
 
 // The sums of a over chunks of rows into sums (n_chunks, width).

@@ -32,6 +32,13 @@ struct Cell {
   }
   SKOPTIM_HD void load_state(const Parameters<T>& p, int64_t i_) {
     i = i_;
+    // A record begins with the state.
+    const bool in_records = p.slot_stride > 1;
+    if (in_records && Rule::n_slots > 1 && Rule::n_slots <= Pack<T>::size) {
+      const Pack<T> state = *(const Pack<T>*)&p.slot(0, i);
+      for (int j = 0; j < Rule::n_slots; ++j) s[j] = state.values[j];
+      return;
+    }
     for (int j = 0; j < Rule::n_slots; ++j) s[j] = p.slot(j, i);
   }
   SKOPTIM_HD void store(const Parameters<T>& p) const {
@@ -359,23 +366,30 @@ __global__ void apply_derived(T* w, T* slot_0, T* slot_1, T* slot_2, double* ave
                               int64_t step_per_step, const int64_t* counter, int64_t stride, int64_t word_stride,
                               int32_t tile_size) {
   const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit, 1, stride};
+  const Tile tile(tile_size);  // A lane has one coefficient of a column.
+  const int64_t n_columns = tile.lane < width ? *n_listed : 0;
+  int64_t j = tile.begin, column = 0;
+  Cell<DerivedRule, T> cell;
+  const auto load = [&] {
+    column = listed[j];
+    cell.load_state(p, column * width + tile.lane);
+  };
+  // Read before the scalars, which are found in two steps.
+  if (j < n_columns) load();
+
   const T scale = gradient_scale ? *gradient_scale : T(1);
   const int64_t now = moved(step, step_per_step, counter);
   const FixedPoint<T> fixed(bounds, n_bounds, n, largest, n_largest);
   const DerivedWeights<DerivedRule, T> weights(p, rows, row_width, now);
   const Scalars<DerivedRule, T> common(rows + now * row_width);
   const Extras kind = extras(common.common);
-  const Tile tile(tile_size);
-  for (int64_t j = tile.begin; j < *n_listed; j += tile.stride) {
-    const int64_t column = listed[j], begin = column * width;
-    const ScatteredGradient<T> gradient{fixed, scale, column, Words{sums, word_stride, begin}};
+  for (; j < n_columns; j += tile.stride) {
+    if (j >= tile.stride) load();
+    const ScatteredGradient<T> gradient{fixed, scale, column, Words{sums, word_stride, column * width}};
     const Scalars<DerivedRule, T> k = common.with_unit(p.unit_of(column));
-    for (int64_t i = tile.lane; i < width; i += tile.size) {
-      Cell<DerivedRule, T> cell = weights.read(begin + i);
-      cell.w = weights.value(cell, column);
-      update_as<DerivedRule>(kind, cell.w, gradient(i), cell.s, k.common, k.own);
-      cell.store_state(p);
-    }
+    cell.w = weights.value(cell, column);
+    update_as<DerivedRule>(kind, cell.w, gradient(tile.lane), cell.s, k.common, k.own);
+    cell.store_state(p);
   }
 }
 

@@ -25,9 +25,11 @@ __global__ void csr_matmul(const T* data, const int32_t* indices, const int64_t*
   multiply_rows(data, indices, indptr, batch, n, width, out, row_lanes, output_lanes, PlainWeights<T>{w, w_stride});
 }
 
-// The largest |delta| of each block, NaN if there is one.
+// The largest |delta| of each block, NaN if there is one. The list that `scatter` is to make, if any, begins anew
+// after the frequent columns.
 template <class T>
-__global__ void largest_magnitude(const T* delta, int64_t n, T* largest) {
+__global__ void largest_magnitude(const T* delta, int64_t n, T* largest, int32_t* n_listed, int32_t n_frequent) {
+  if (n_listed && grid_begin() == 0) *n_listed = n_frequent;
   __shared__ T of_warp[block_size / warp_size];
   T own = T(0);
   for (int64_t e = grid_begin(); e < n; e += grid_stride()) own = larger_or_nan(own, absolute(delta[e]));
@@ -39,84 +41,78 @@ __global__ void largest_magnitude(const T* delta, int64_t n, T* largest) {
   largest[blockIdx.x] = own;
 }
 
-// Lists the columns of a batch. Their words are marked, `apply_listed` makes them zero.
-__global__ void list_columns(const int32_t* indices, const int64_t* indptr, const int64_t* samples, int64_t first,
+// Lists the columns of a batch but for the frequent ones. Their words are marked, `apply_listed` makes them zero.
+__global__ void list_columns(const int32_t* marked, const int64_t* indptr, const int64_t* samples, int64_t first,
                              int64_t first_per_step, const int64_t* counter, int64_t n, int64_t width, int64_t* sums,
                              int64_t word_stride, int32_t* listed, int32_t* n_listed, int32_t row_lanes) {
   const Batch batch(samples, moved(first, first_per_step, counter));
-  const Listing listing(listed, n_listed);
+  __shared__ Listing listing;
+  listing.begin();
+  __syncthreads();
   for_entries(batch, indptr, n, row_lanes, [&](int64_t, int64_t entry, int64_t end) {
-    int32_t column[4];
-    bool is_new[4];
-    for (int j = 0; j < 4; ++j) {
-      const int64_t e = entry + j * row_lanes;
-      column[j] = e < end ? indices[e] : -1;
-      is_new[j] = e < end && lists(sums[column[j] * width * word_stride]);
-    }
-    listing.add(column, is_new);
+    int32_t mark[4];
+    for (int j = 0; j < 4; ++j) mark[j] = entry + j * row_lanes < end ? marked[entry + j * row_lanes] : -1;
+    for (int j = 0; j < 4; ++j)
+      if (!Frequent::is_frequent(mark[j]) && lists(sums[mark[j] * width * word_stride]))
+        listing.add(mark[j], listed, n_listed);
   });
+  listing.write(listed, n_listed);
 }
 
 // sums (n_columns, width) += data * delta over the entries of a batch, as whole numbers. Lists the columns too, if
 // there is a list.
 template <class T>
-__global__ SKOPTIM_RESIDENT(4) void scatter(const T* data, const int32_t* indices, const int64_t* indptr,
+__global__ SKOPTIM_BLOCK(1024) void scatter(const T* data, const int32_t* marked, const int64_t* indptr,
                                             const int64_t* samples, int64_t first, int64_t first_per_step,
                                             const int64_t* counter, int64_t n, const T* bounds, int32_t n_bounds,
                                             const T* delta, const T* largest, int64_t n_largest, int64_t width,
-                                            int64_t* sums, int64_t word_stride, int32_t* listed, int32_t* n_listed,
+                                            const int32_t* frequent, int32_t n_frequent, int64_t* sums,
+                                            int64_t word_stride, int32_t* listed, int32_t* n_listed,
                                             int32_t row_lanes) {
+  __shared__ FrequentSums of_block;
+  __shared__ Listing listing;
+  of_block.clear(int(n_frequent * width));
+  listing.begin();
+  __syncthreads();
   const Batch batch(samples, moved(first, first_per_step, counter));
   const FixedPoint<T> fixed(bounds, n_bounds, n, largest, n_largest);
-  const Listing listing(listed, n_listed);
-  __shared__ BlockSums of_block;
   const auto word_of = [&](int32_t column, int64_t k) -> int64_t& { return sums[(column * width + k) * word_stride]; };
   for_entries(batch, indptr, n, row_lanes, [&](int64_t i, int64_t entry, int64_t end) {
-    int32_t column[4];
+    int32_t mark[4];
     T value[4];
-    int slot[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int64_t e = entry + j * row_lanes;
-      column[j] = e < end ? indices[e] : -1;
+      mark[j] = e < end ? marked[e] : 0;
       value[j] = e < end ? data[e] : T(0);
     }
-    of_block.clear();
-#pragma unroll
-    for (int j = 0; j < 4; ++j) slot[j] = column[j] >= 0 ? of_block.place(column[j]) : -1;
     for (int64_t k = 0; k < width; ++k) {
-      const double own_delta = i < n ? double(delta[i * width + k]) : 0.0;
+      const double own_delta = double(delta[i * width + k]);
+      // All of a thread's words first, then what they were: their ways overlap.
+      uint64_t before[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        if (column[j] < 0) continue;
-        const uint64_t word = fixed.word(double(value[j]) * own_delta, column[j]);
-        if (slot[j] >= 0) {
-          of_block.add(slot[j], word);
-        } else {
-          atomicAdd((uint64_t*)&word_of(column[j], k), word);
-          if (k == 0 && listing.columns && lists(word_of(column[j], 0))) listing.add_alone(column[j]);
-        }
+        before[j] = 1;
+        if (entry + j * row_lanes >= end) continue;
+        const bool is_frequent = Frequent::is_frequent(mark[j]);
+        const int32_t column = is_frequent && n_bounds > 1 ? frequent[~mark[j]] : mark[j];
+        const uint64_t word = fixed.word(double(value[j]) * own_delta, column);
+        if (is_frequent)
+          of_block.add(int(~mark[j] * width + k), word);
+        else
+          before[j] = atomicAdd((uint64_t*)&word_of(mark[j], k), word);
       }
-      __syncthreads();
-      // All of a thread's words first, then what they were: their ways overlap.
-      int32_t met[BlockSums::n_each];
-      uint64_t before[BlockSums::n_each];
-      bool is_new[BlockSums::n_each];
+      if (k > 0 || !listed) continue;
+      // A word may be zero again by chance: the mark decides.
 #pragma unroll
-      for (int j = 0; j < BlockSums::n_each; ++j) {
-        met[j] = of_block.columns[BlockSums::own(j)];
-        const uint64_t word = of_block.take(BlockSums::own(j));
-        before[j] = met[j] >= 0 ? atomicAdd((uint64_t*)&word_of(met[j], k), word) : uint64_t(1);
-      }
-      if (k == 0 && listing.columns) {
-        // A word may be zero again by chance: the mark decides.
-#pragma unroll
-        for (int j = 0; j < BlockSums::n_each; ++j) is_new[j] = before[j] == 0 && lists(word_of(met[j], 0));
-        listing.add(met, is_new);
-      }
-      __syncthreads();
+      for (int j = 0; j < 4; ++j)
+        if (before[j] == 0 && lists(word_of(mark[j], 0))) listing.add(mark[j], listed, n_listed);
     }
   });
+  __syncthreads();
+  for (int j = threadIdx.x; j < n_frequent * width; j += blockDim.x)
+    if (const uint64_t word = of_block.sum(j)) atomicAdd((uint64_t*)&word_of(frequent[j / width], j % width), word);
+  if (listed) listing.write(listed, n_listed);
 }
 
 // g (n_columns, width) += those sums, which are zero afterwards.

@@ -85,84 +85,61 @@ SKOPTIM_HD bool is_zero(int64_t word) { return word >> 1 == 0; }
 SKOPTIM_HD bool lists(int64_t& word) { return (atomicOr((uint64_t*)&word, uint64_t(1)) & 1) == 0; }
 
 // The entries of a batch, some at a time: a tile of `lanes` threads takes a row, a thread four entries of it at once,
-// so that their reads overlap. All threads of a block go on until all of them are done.
+// so that their reads overlap.
 template <class Use>
 SKOPTIM_HD void for_entries(const Batch& batch, const int64_t* indptr, int64_t n, int lanes, const Use& use) {
-  const int64_t n_rows = block_size / lanes;
-  for (int64_t first = blockIdx.x * n_rows; first < n; first += gridDim.x * n_rows) {
-    const int64_t i = first + threadIdx.x / lanes, row = i < n ? batch.row(i) : 0;
-    int64_t entry = i < n ? indptr[row] + threadIdx.x % lanes : 0;
-    const int64_t end = i < n ? indptr[row + 1] : 0;
-    do {
-      use(i, entry, end);
-      entry += 4 * lanes;
-    } while (__syncthreads_or(entry < end));
+  const int64_t n_rows = blockDim.x / lanes;
+  for (int64_t i = blockIdx.x * n_rows + threadIdx.x / lanes; i < n; i += gridDim.x * n_rows) {
+    const int64_t row = batch.row(i), end = indptr[row + 1];
+    for (int64_t entry = indptr[row] + threadIdx.x % lanes; entry < end; entry += 4 * lanes) use(i, entry, end);
   }
 }
 
-// The sums of a block for some of the columns that it meets, in shared memory. An address of the device answers one
-// atomic operation after the other; without this, all blocks would wait for the columns that every row has.
-struct BlockSums {
-  static constexpr int log_slots = 10, n_slots = 1 << log_slots, n_tries = 4, n_each = n_slots / block_size;
-  int32_t columns[n_slots];
-  uint32_t low[n_slots], high[n_slots];  // Atomics on words of 64 bits are loops in shared memory.
-  SKOPTIM_HD static int own(int j) { return threadIdx.x + j * block_size; }
-  SKOPTIM_HD void clear() {
-    __syncthreads();
-    for (int j = 0; j < n_each; ++j) {
-      columns[own(j)] = -1;
-      low[own(j)] = high[own(j)] = 0;
-    }
-    __syncthreads();
-  }
-  // Where the column stands; -1 if others have its places.
-  SKOPTIM_HD int place(int32_t column) {
-    int slot = (uint32_t(column) * 2654435769u) >> (32 - log_slots);
-    for (int tries = 0; tries < n_tries; ++tries, slot = (slot + 1) % n_slots) {
-      int32_t found = *(volatile int32_t*)(columns + slot);
-      if (found == -1) found = atomicCAS(columns + slot, -1, column);
-      if (found == -1 || found == column) return slot;
-    }
-    return -1;
-  }
-  SKOPTIM_HD void add(int slot, uint64_t word) {
-    const uint32_t sum = atomicAdd(low + slot, uint32_t(word)) + uint32_t(word);
-    const uint32_t rest = uint32_t(word >> 32) + (sum < uint32_t(word) ? 1 : 0);
-    if (rest != 0) atomicAdd(high + slot, rest);
-  }
-  SKOPTIM_HD uint64_t take(int slot) {
-    const uint64_t word = uint64_t(high[slot]) << 32 | low[slot];
-    low[slot] = high[slot] = 0;
-    return word;
-  }
+// Columns that many rows have, see `Matrix.frequent`. An entry's mark is its column, or for a frequent one ~(its place
+// among them).
+struct Frequent {
+  static constexpr int most = 1024;
+  SKOPTIM_HD static bool is_frequent(int32_t mark) { return mark < 0; }
 };
 
-// The list of the columns of a batch, in no particular order; no list when `columns` is null.
+// The sums of a block for the frequent columns, in shared memory. An address of the device answers one atomic
+// operation after the other; without this, all blocks would wait for the columns that every row has.
+struct FrequentSums {
+  static constexpr int n_words = 4 * Frequent::most;
+  uint32_t low[n_words], high[n_words];  // Atomics on words of 64 bits are loops in shared memory.
+  SKOPTIM_HD void clear(int n) {
+    for (int j = threadIdx.x; j < n; j += blockDim.x) low[j] = high[j] = 0;
+  }
+  SKOPTIM_HD void add(int place, uint64_t word) {
+    const uint32_t sum = atomicAdd(low + place, uint32_t(word)) + uint32_t(word);
+    const uint32_t rest = uint32_t(word >> 32) + (sum < uint32_t(word) ? 1 : 0);
+    if (rest != 0) atomicAdd(high + place, rest);
+  }
+  SKOPTIM_HD uint64_t sum(int place) const { return uint64_t(high[place]) << 32 | low[place]; }
+};
+
+// What a block adds to the list of the columns of a batch: it asks for places once, as the counter is one address,
+// which answers one block after the other. The list is in no particular order, but begins with the frequent columns.
 struct Listing {
-  int32_t *columns, *n;
-  SKOPTIM_HD Listing(int32_t* columns_, int32_t* n_) : columns(columns_), n(n_) {}
-  SKOPTIM_HD void add_alone(int32_t column) const { columns[atomicAdd(n, 1)] = column; }
-  // Adds those columns that are new; all threads of a block call it. The block asks for places once: the counter is one
-  // address, which answers one block after the other.
-  SKOPTIM_HD void add(const int32_t (&column)[4], const bool (&is_new)[4]) const {
-    __shared__ int32_t n_new, first;
-    if (threadIdx.x == 0) n_new = 0;
+  static constexpr int n_places = 1024;
+  int32_t n, first, columns[n_places];
+  SKOPTIM_HD void begin() {
+    if (threadIdx.x == 0) n = 0;
+  }
+  SKOPTIM_HD void add(int32_t column, int32_t* listed, int32_t* n_listed) {
+    const int32_t place = atomicAdd(&n, 1);
+    if (place < n_places)
+      columns[place] = column;
+    else
+      listed[atomicAdd(n_listed, 1)] = column;
+  }
+  // All threads of a block call it.
+  SKOPTIM_HD void write(int32_t* listed, int32_t* n_listed) {
     __syncthreads();
-    const int lane = threadIdx.x % warp_size;
-    int of_warp = 0, place[4];
-    for (int j = 0; j < 4; ++j) {
-      const unsigned mask = __ballot_sync(~0u, is_new[j]);
-      place[j] = of_warp + __popc(mask & ((1u << lane) - 1));
-      of_warp += __popc(mask);
-    }
-    int32_t begin = 0;
-    if (lane == 0 && of_warp > 0) begin = atomicAdd(&n_new, of_warp);
-    begin = __shfl_sync(~0u, begin, 0);
+    const int32_t n_own = n < n_places ? n : n_places;
+    if (threadIdx.x == 0 && n_own > 0) first = atomicAdd(n_listed, n_own);
     __syncthreads();
-    if (threadIdx.x == 0 && n_new > 0) first = atomicAdd(n, n_new);
-    __syncthreads();
-    for (int j = 0; j < 4; ++j)
-      if (is_new[j]) columns[first + begin + place[j]] = column[j];
+    for (int j = threadIdx.x; j < n_own; j += blockDim.x) listed[first + j] = columns[j];
   }
 };
 
