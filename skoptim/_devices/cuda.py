@@ -50,6 +50,7 @@ _MOST_CHUNKS = 65535  # of rows: the second dimension of a grid
 #: Few blocks, as each begins with reading the scalars of the step (measured, docs/gpu.md).
 _RULE_BLOCKS = 264
 _ROWS_OF_A_BLOCK = 64  # of `scatter`, at the usual 16 threads a row
+_ROOM = 2**17  # threads that a large device runs at once, in blocks like those of `scatter`
 _MOST_FREQUENT = 1024  # Frequent::most in sparse.cuh
 _NO_LIST = {"listed": None, "n_listed": None}
 
@@ -796,12 +797,19 @@ class Touched:
         """The arguments of kernels that go through the entries of the batch."""
         marks = {"marked": self.X.frequent.marked, "indptr": self.X.indptr}
         batch = {"samples": self.rows, "first": self.first, "n": self.n}
-        return {**marks, **batch, "row_lanes": self.X.row_lanes(1)}
+        return {**marks, **batch, "row_lanes": self._lanes}
+
+    @property
+    def _lanes(self) -> int:
+        """How many threads go through a row: more in small batches, which leave room for them."""
+        lanes = self.X.row_lanes(1)
+        spread = _ENTRIES_AT_ONCE * lanes
+        return spread if self.n * spread <= _ROOM else lanes
 
     @property
     def n_threads(self) -> int:
         """How many threads go through the entries."""
-        return self.n * self.X.row_lanes(1)
+        return self.n * self._lanes
 
     @property
     def most_listed(self) -> int:

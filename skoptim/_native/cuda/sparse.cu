@@ -52,9 +52,11 @@ __global__ void list_columns(const int32_t* marked, const int64_t* indptr, const
   for_entries(batch, indptr, n, row_lanes, [&](int64_t, int64_t entry, int64_t end) {
     int32_t mark[4];
     for (int j = 0; j < 4; ++j) mark[j] = entry + j * row_lanes < end ? marked[entry + j * row_lanes] : -1;
+    bool is_new[4];
     for (int j = 0; j < 4; ++j)
-      if (!Frequent::is_frequent(mark[j]) && lists(sums[mark[j] * width * word_stride]))
-        listing.add(mark[j], listed, n_listed);
+      is_new[j] = !Frequent::is_frequent(mark[j]) && lists(sums[mark[j] * width * word_stride]);
+    for (int j = 0; j < 4; ++j)
+      if (is_new[j]) listing.add(mark[j], listed, n_listed);
   });
   listing.write(listed, n_listed);
 }
@@ -104,9 +106,12 @@ __global__ SKOPTIM_BLOCK(1024) void scatter(const T* data, const int32_t* marked
       }
       if (k > 0 || !listed) continue;
       // A word may be zero again by chance: the mark decides.
+      bool is_new[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) is_new[j] = before[j] == 0 && lists(word_of(mark[j], 0));
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        if (before[j] == 0 && lists(word_of(mark[j], 0))) listing.add(mark[j], listed, n_listed);
+        if (is_new[j]) listing.add(mark[j], listed, n_listed);
     }
   });
   __syncthreads();
