@@ -335,39 +335,62 @@ class FadingReplay {
   }
 };
 
-// Adagrad's owed steps in closed form, see Idle<Adagrad>, for many coefficients, each with sums of its own
-// over the steps that it is owed: of their number, of their rates, and of the squares of these.
-struct AdagradDebts {
-  double steps, rates, squares;
+// Adagrad's owed steps in closed form, see Idle<Adagrad>, for many coefficients, each with a debt of its own: the
+// number of its steps, the mean of their rates, and the variance of these.
+struct AdagradDebt {
+  double steps, mean, variance;
+  // From the sums of rates and of their squares.
+  static AdagradDebt of(double steps, double rates, double squares) {
+    const double count = larger(steps, 1.0), mean = rates / count;
+    return {steps, mean, larger(squares / count - mean * mean, 0.0)};
+  }
 };
 
-// debt(i) returns those of the i-th coefficient; left[i] is 1, not 0, where the closed form does not hold and
-// the weight is still to be paid. Returns whether there is any such.
-template <class T, class Debt>
-bool pay_adagrad(T* w, const T* accumulator, int64_t n, const Common<T>& c, T epsilon, Debt debt, double* left) {
-  const double l1 = c.l1, l2 = c.l2, per_l2 = l2 > 0 ? l1 / l2 : 0.0, lower = c.lower, upper = c.upper;
+// debt(i) returns that of the i-th coefficient; left[i] is 1, not 0, where the closed form does not hold and
+// the weight is still to be paid. Returns whether there is any such. The penalty, and whether rates vary, are known when
+// compiling: logarithms, exponentials and quotients take most of the time.
+template <bool has_l1, bool has_l2, bool varies, class T, class Debt>
+bool pay_adagrad_as(T* w, const T* accumulator, int64_t n, const Common<T>& c, T epsilon, Debt debt, T* left) {
+  const T l1 = c.l1, l2 = c.l2, lower = c.lower, upper = c.upper;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const AdagradDebts owed = debt(i);
-    const double before = w[i], magnitude = absolute(before);
-    const double denominator = double(math::sqrt(accumulator[i])) + epsilon, inverse = 1.0 / denominator;
-    const double x = l2 * inverse, count = larger(owed.steps, 1.0), mean = owed.rates / count;
-    const double variance = larger(owed.squares / count - mean * mean, 0.0), spread = x * x * variance;
-    const double ridge = 1.0 + x * mean;
-    const double exponent = owed.steps * (math::log1p_positive(x * mean) - 0.5 * spread / (ridge * ridge));
-    const double shrunk = magnitude + (magnitude + per_l2) * math::expm1(-exponent);
-    const double thresholded = magnitude - l1 * inverse * owed.rates;
-    const double rest = l2 > 0 ? shrunk : thresholded;
-    const double paid = rest <= 0 ? 0.0 : math::copysign(rest, before);
-    const bool inside = before == clamp(before, lower, upper);
-    const bool holds = inside & (l1 + l2 * magnitude <= 2.0 * denominator) & (spread < 1e-10);
-    const bool rests = (owed.steps == 0.0) | (inside & (before == 0.0));
-    left[i] = rests | holds ? 0.0 : 1.0;
-    w[i] = T(!rests & holds ? paid : before);
+    const AdagradDebt owed = debt(i);
+    const T before = w[i], magnitude = absolute(before), steps = T(owed.steps), mean = T(owed.mean);
+    const T denominator = math::sqrt(accumulator[i]) + epsilon, inverse = T(1) / denominator;
+    // Numbers, not truth values, which would keep the loop from vectors.
+    const T outside = before == clamp(before, lower, upper) ? T(0) : T(1);
+    T fails = l1 + l2 * magnitude <= T(2) * denominator ? outside : T(1), rest;
+    if constexpr (has_l2) {
+      const T ratio = l2 * inverse * mean;
+      fails = ratio < T(1) ? fails : T(1);
+      T log_factor = math::log1p_fraction(ratio);
+      if constexpr (varies) {
+        const T x = l2 * inverse, spread = x * x * T(owed.variance), ridge = T(1) + ratio;
+        fails = spread < T(1e-10) ? fails : T(1);
+        log_factor -= T(0.5) * spread / (ridge * ridge);
+      }
+      if constexpr (has_l1)
+        rest = magnitude + (magnitude + l1 / l2) * math::expm1(-steps * log_factor);
+      else
+        rest = magnitude * math::exp(-steps * log_factor);
+    } else {
+      rest = magnitude - l1 * inverse * (steps * mean);
+    }
+    const T paid = rest <= T(0) ? T(0) : math::copysign(rest, before);
+    const T moves = (before == T(0) ? outside : T(1)) * (steps == T(0) ? T(0) : T(1));
+    left[i] = moves * fails;
+    w[i] = moves * (T(1) - fails) > T(0) ? paid : before;
   }
-  double total = 0;
+  T total = T(0);
   for (int64_t i = 0; i < n; ++i) total += left[i];
-  return total > 0;
+  return total > T(0);
+}
+template <bool varies, class T, class Debt>
+bool pay_adagrad(T* w, const T* accumulator, int64_t n, const Common<T>& c, T epsilon, Debt debt, T* left) {
+  const auto pay = !(c.l2 > T(0))  ? pay_adagrad_as<true, false, false, T, Debt>
+                   : c.l1 > T(0) ? pay_adagrad_as<true, true, varies, T, Debt>
+                                 : pay_adagrad_as<false, true, varies, T, Debt>;
+  return pay(w, accumulator, n, c, epsilon, debt, left);
 }
 
 SKOPTIM_END

@@ -187,8 +187,7 @@ struct RuleDriver {
   static void pay_in_closed_form(const Run<T>& run, int64_t n, const Steps<T>& steps, int64_t from, int64_t to) {
     const T* const row = steps.row(from);
     const Common<T> c = load_common(row);
-    if (c.l1 == T(0) && c.l2 == T(0) && !(c.lower > -T(SKOPTIM_INFINITY)) && !(c.upper < T(SKOPTIM_INFINITY)))
-      return;
+    if (rests<Rule>(row)) return;
     for (int64_t i = 0; i < n; i += replayed_together) {
       const Run<T> part = run.from(i);
       int64_t left = std::min<int64_t>(replayed_together, n - i);
@@ -196,10 +195,10 @@ struct RuleDriver {
       int64_t place[replayed_together];
       for (int64_t j = 0; j < left; ++j) w[j] = part.w[j], accumulator[j] = part.slots[0][j], place[j] = j;
       for (int64_t t = from; left > 0;) {
-        const AdagradDebts owed{double(to - t), steps.decay[to] - steps.decay[t],
-                                steps.threshold[to] - steps.threshold[t]};
-        double is_left[replayed_together];
-        const bool any = pay_adagrad(w, accumulator, left, c, row[n_common], [=](int64_t) { return owed; }, is_left);
+        const auto owed = AdagradDebt::of(double(to - t), steps.decay[to] - steps.decay[t],
+                                          steps.threshold[to] - steps.threshold[t]);
+        T is_left[replayed_together];
+        const bool any = pay_adagrad<true>(w, accumulator, left, c, row[n_common], [=](int64_t) { return owed; }, is_left);
         int64_t rest = 0;
         for (int64_t j = 0; j < left; ++j) {
           if (!any || is_left[j] == 0) {

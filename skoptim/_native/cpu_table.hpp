@@ -37,7 +37,11 @@ class Record {
     averaging_ = averaging;
     rows_.resize(end * width);
     RowReader<T> rows(block);
-    for (int64_t t = begin; t < end; ++t) std::copy_n(rows(t - begin), width, &rows_[t * width]);
+    for (int64_t t = begin; t < end; ++t) {
+      std::copy_n(rows(t - begin), width, &rows_[t * width]);
+      const bool same = load_common(&rows_[t * width]).learning_rate == load_common(&rows_[0]).learning_rate;
+      one_rate_ = same && (t == 0 || one_rate_);
+    }
     for (auto* sums : {&decay_, &threshold_, &averaged_, &highest_rate_}) sums->resize(end + 1);
     if (Fading<Rule>::holds) {
       factors_.resize(end * n_fading_factors);
@@ -51,6 +55,7 @@ class Record {
   }
   // Forgets the last steps.
   void truncate(int64_t n_steps) { n_steps_ = std::min(n_steps_, n_steps); }
+  bool has_one_rate() const { return one_rate_; }
   int64_t bytes() const { return n_steps_ * int64_t(width_ * sizeof(T) + 4 * sizeof(double)); }
   Steps<T> steps() const {
     return {rows_.data(),     width_,               decay_.data(), threshold_.data(),
@@ -62,7 +67,7 @@ class Record {
   std::vector<T> rows_, factors_;
   std::vector<double> decay_, threshold_, averaged_, highest_rate_;
   int64_t n_steps_ = 0, width_ = 0;
-  bool closed_ = false, averaging_ = false;
+  bool closed_ = false, averaging_ = false, one_rate_ = true;
 };
 
 // Reads one step's scalars after the other; those of a step stay as they are until the next but one.
@@ -529,16 +534,23 @@ class RuleTable final : public LinearTable<T> {
   // Columns of one coefficient are paid together, each its own debt.
   void pay_adagrad_taken(int64_t n, const Steps<T>& steps) {
     const T* const row = steps.row(now_ - 1);
+    if (rests<Rule>(row)) return;
+    const Common<T> c = load_common(row);
     const double* const mark = taken_.mark.data();
     const int64_t now = now_;
     left_.resize(std::max<size_t>(left_.size(), n));
-    const auto debt = [=](int64_t e) {
-      // Another worker may have paid more.
-      const int64_t from = std::min(int64_t(mark[e]), now);
-      return AdagradDebts{double(now - from), steps.decay[now] - steps.decay[from],
-                          steps.threshold[now] - steps.threshold[from]};
+    const auto pay_all = [&](auto varies, auto debt) {
+      return pay_adagrad<varies()>(taken_.w.data(), taken_.slots[0].data(), n, c, row[n_common], debt, left_.data());
     };
-    if (!pay_adagrad(taken_.w.data(), taken_.slots[0].data(), n, load_common(row), row[n_common], debt, left_.data()))
+    // Another worker may have paid more.
+    const double rate = c.learning_rate;
+    const auto at_one_rate = [=](int64_t e) { return AdagradDebt{larger(double(now) - mark[e], 0.0), rate, 0.0}; };
+    const auto at_any_rate = [=](int64_t e) {
+      const int64_t from = std::min(int64_t(mark[e]), now);
+      return AdagradDebt::of(double(now - from), steps.decay[now] - steps.decay[from],
+                             steps.threshold[now] - steps.threshold[from]);
+    };
+    if (!(steps_->has_one_rate() ? pay_all(std::false_type{}, at_one_rate) : pay_all(std::true_type{}, at_any_rate)))
       return;
     for (int64_t e = 0; e < n; ++e)
       if (left_[e] != 0)
@@ -920,7 +932,7 @@ class RuleTable final : public LinearTable<T> {
   int64_t now_ = 0;  // steps of the record that were taken
   Columns<T> taken_;
   std::vector<int32_t> places_, position_;
-  std::vector<double> left_;
+  std::vector<T> left_;
   std::vector<T> scores_, derivatives_, bias_gradient_;
   Kept kept_;
   Rest* const shared_ = &rest_;                  // whose intercepts are trained
