@@ -81,6 +81,7 @@ struct RuleDriver {
     switch (extras(k.common)) {
       case Extras::none: return update_run<Extras::none>(run, g, factor, n, k);
       case Extras::ridge: return update_run<Extras::ridge>(run, g, factor, n, k);
+      case Extras::lasso: return update_run<Extras::lasso>(run, g, factor, n, k);
       default: return update_run<Extras::any>(run, g, factor, n, k);
     }
   }
@@ -89,8 +90,8 @@ struct RuleDriver {
   static void update_run(const Run<T>& run, const T* g, T factor, int64_t n, const Scalars<Rule, T>& k) {
     Common<T> c = k.common;
     // Known when compiling, for the rules that contain the penalty.
-    if constexpr (extras != Extras::any) c.l1 = T(0);
-    if constexpr (extras == Extras::none) c.l2 = T(0);
+    if constexpr (extras == Extras::none || extras == Extras::ridge) c.l1 = T(0);
+    if constexpr (extras == Extras::none || extras == Extras::lasso) c.l2 = T(0);
     for_each<weights | states>(run, n, k, [=](T& w, T* s, const T* own, int64_t i) SKOPTIM_INLINE {
       update_with<Rule, extras>(w, factor * g[i], s, c, own);
     });
@@ -98,10 +99,11 @@ struct RuleDriver {
 
   // One step without a gradient.
   static void idle_run(const Run<T>& run, int64_t n, const Scalars<Rule, T>& k) {
-    if (extras(k.common) == Extras::ridge)
-      idle_run<Extras::ridge>(run, n, k);
-    else
-      idle_run<Extras::any>(run, n, k);
+    switch (extras(k.common)) {
+      case Extras::ridge: return idle_run<Extras::ridge>(run, n, k);
+      case Extras::lasso: return idle_run<Extras::lasso>(run, n, k);
+      default: return idle_run<Extras::any>(run, n, k);
+    }
   }
 
   template <Extras extras>

@@ -68,6 +68,15 @@ SKOPTIM_HD T step_size(BoundedStep<T> step, T w, const Common<T>& c) {
 template <class T>
 SKOPTIM_HD T step_size(T step, T, const Common<T>&) { return step; }
 
+// The prox of L1 alone with that step size, without a division.
+template <class T>
+SKOPTIM_HD T prox_lasso(BoundedStep<T> step, T w, T l1) {
+  const T pull = step.size * l1;
+  return soft_threshold(w, step.most < pull ? step.most : pull);
+}
+template <class T>
+SKOPTIM_HD T prox_lasso(T step, T w, T l1) { return soft_threshold(w, step * l1); }
+
 // The prox of L2 alone with that step size; one division does for both.
 template <class T>
 SKOPTIM_HD T prox_ridge(BoundedStep<T> step, T w, T l2) {
@@ -451,7 +460,7 @@ SKOPTIM_HD Common<T> unpenalised(Common<T> c) {
 }
 
 // What there may be besides the rule, weight decay and coupled L2.
-enum class Extras { none, ridge, any };
+enum class Extras { none, ridge, lasso, any };
 
 template <class T>
 SKOPTIM_HD bool is_boxed(const Common<T>& c) {
@@ -460,7 +469,8 @@ SKOPTIM_HD bool is_boxed(const Common<T>& c) {
 
 template <class T>
 SKOPTIM_HD Extras extras(const Common<T>& c) {
-  if (c.clip_value < T(SKOPTIM_INFINITY) || is_boxed(c) || c.l1 != T(0)) return Extras::any;
+  if (c.clip_value < T(SKOPTIM_INFINITY) || is_boxed(c)) return Extras::any;
+  if (c.l1 != T(0)) return c.l2 != T(0) ? Extras::any : Extras::lasso;
   return c.l2 != T(0) ? Extras::ridge : Extras::none;
 }
 
@@ -476,6 +486,8 @@ SKOPTIM_HD void update_with(T& w, T g, T* s, const Common<T>& c, const T* k) {
     if constexpr (extras == Extras::any) w = clamp(w, c.lower, c.upper);
   } else if constexpr (extras == Extras::any) {
     w = prox_elastic_box(w, step_size(step, w, c), c.l1, c.l2, c.lower, c.upper);
+  } else if constexpr (extras == Extras::lasso) {
+    w = prox_lasso(step, w, c.l1);
   } else if constexpr (extras == Extras::ridge) {
     w = prox_ridge(step, w, c.l2);
   }
@@ -484,10 +496,11 @@ SKOPTIM_HD void update_with(T& w, T g, T* s, const Common<T>& c, const T* k) {
 // The same for extras known only at run time; to the last bit what the loops over many parameters do.
 template <class Rule, class T>
 SKOPTIM_HD void update(T& w, T g, T* s, const Common<T>& c, const T* k) {
-  if (extras(c) == Extras::ridge)
-    update_with<Rule, Extras::ridge>(w, g, s, c, k);
-  else
-    update_with<Rule, Extras::any>(w, g, s, c, k);
+  switch (extras(c)) {
+    case Extras::ridge: return update_with<Rule, Extras::ridge>(w, g, s, c, k);
+    case Extras::lasso: return update_with<Rule, Extras::lasso>(w, g, s, c, k);
+    default: return update_with<Rule, Extras::any>(w, g, s, c, k);
+  }
 }
 
 SKOPTIM_END

@@ -53,12 +53,12 @@ struct Cell {
 // One step with what there is besides the rule known beforehand; to the last bit what `update` does.
 template <class Rule, class T>
 SKOPTIM_HD void update_as(Extras kind, T& w, T g, T* s, const Common<T>& c, const T* k) {
-  if (kind == Extras::none)
-    update_with<Rule, Extras::none>(w, g, s, c, k);
-  else if (kind == Extras::ridge)
-    update_with<Rule, Extras::ridge>(w, g, s, c, k);
-  else
-    update_with<Rule, Extras::any>(w, g, s, c, k);
+  switch (kind) {
+    case Extras::none: return update_with<Rule, Extras::none>(w, g, s, c, k);
+    case Extras::ridge: return update_with<Rule, Extras::ridge>(w, g, s, c, k);
+    case Extras::lasso: return update_with<Rule, Extras::lasso>(w, g, s, c, k);
+    default: return update_with<Rule, Extras::any>(w, g, s, c, k);
+  }
 }
 
 // Only rules with one step size for all coefficients meet a group penalty.
