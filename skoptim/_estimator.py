@@ -146,8 +146,8 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         """Return a function of raw scores that says how good they are on held-out `y`."""
 
     @abstractmethod
-    def _check_y(self, y: Any) -> np.ndarray:
-        """Check the targets' type and shape."""
+    def _check_y(self, y: Any, *, known: bool = False) -> np.ndarray:
+        """Check the targets' type and shape; `known` says that there were some before."""
 
     @abstractmethod
     def _default_batch_size(self, n_samples: int, device: Any) -> int:
@@ -215,7 +215,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         with self._undone_on_error(), nullcontext() if live is None else live.lock:
             dtype = self._dtype_of(live) if going_on else DTYPES
             X, y = check_data(self, X, y, dtype=dtype, reset=not going_on)
-            y = self._check_y(y)
+            y = self._check_y(y, known=going_on)
             for name, value in self._learned(y, classes, going_on).items():
                 setattr(self, name, value)
             targets = self._encode(y)
@@ -260,8 +260,9 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
 
             trainer = None
             if live is not None:
-                optimizer._validate(network.dtype)
                 trainer = make_trainer(live.trainer.state, live.trainer.table)
+                if trainer.settings != live.trainer.settings:
+                    optimizer._validate(network.dtype)
                 # (Another thread may have read the model meanwhile, and emptied its table.)
                 if trainer.table is None or not trainer.trains_in_table():
                     self._copy_out()
@@ -278,7 +279,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 assert trainer.table is not None
                 if trainer.settings != live.trainer.settings:
                     trainer.table.settle()
-                with trainer.table.lent_to(network, data):
+                with trainer.table.lent_to(network):
                     self._run_with_callbacks(trainer, *shared)
         self._publish(trainer, optimizer, place, incremental, adding=incremental and fitted)
         return self
@@ -646,8 +647,8 @@ class ClassifierTargets:
 
     _multilabel = False
 
-    def _check_y(self, y: Any) -> np.ndarray:
-        return check_labels(y, multilabel=self._multilabel)
+    def _check_y(self, y: Any, *, known: bool = False) -> np.ndarray:
+        return check_labels(y, multilabel=self._multilabel, known=known)
 
     def _learn_targets(self, y: np.ndarray, classes: Any) -> dict[str, Any]:
         if y.ndim == 2:
@@ -714,7 +715,7 @@ class RegressorTargets:
 
     _multi_output = False
 
-    def _check_y(self, y: Any) -> np.ndarray:
+    def _check_y(self, y: Any, *, known: bool = False) -> np.ndarray:
         y = np.asarray(y)
         if not self._multi_output or (y.ndim == 2 and y.shape[1] == 1):
             y = column_or_1d(y, warn=True)

@@ -125,11 +125,11 @@ class LinearTable:
         self._native.store(parameters, slots, average, unit, last=True)
 
     @contextmanager
-    def lent_to(self, network: Network, data: Dataset) -> Iterator[None]:
-        """Let another network of this shape train on `data`; bring all back, should that fail."""
+    def lent_to(self, network: Network) -> Iterator[None]:
+        """Let another network of this shape train here; bring all back, should that fail."""
         owner, step, carries = self.network, self.state.step, dict(self.state.carries)
         self.network = network
-        self._native.keep(data.X.native, data.rows, 0, data.n_samples)
+        self._native.keep()
         try:
             yield
         except BaseException:

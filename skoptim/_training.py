@@ -117,7 +117,7 @@ class Trainer:
         self.device = network.device
         self.table = table
         #: Debts in a table are paid under the settings under which they were made.
-        self.settings = repr(optimizer), terms
+        self.settings = type(optimizer), repr(vars(optimizer)), terms
         self.n_samples = data.n_samples
         self.n_iter = 0
         self.best_score, self.best_loss = -np.inf, np.inf

@@ -33,8 +33,13 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     return index.astype(np.int32)
 
 
-def check_labels(y: Any, *, multilabel: bool) -> np.ndarray:
-    """Return y of a classifier as a 1-D array of labels, or as a 0/1 indicator matrix."""
+def check_labels(y: Any, *, multilabel: bool, known: bool = False) -> np.ndarray:
+    """Return y of a classifier as a 1-D array of labels, or as a 0/1 indicator matrix.
+
+    If the classes are `known`, what the numbers of an array are is left to `encode_labels`.
+    """
+    if known and isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "biu":
+        return y
     check_classification_targets(y)
     kind = type_of_target(y, input_name="y", raise_unknown=True)
     if kind == "multilabel-indicator" and multilabel:

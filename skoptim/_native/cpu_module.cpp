@@ -648,11 +648,7 @@ class TableObject {
     return table_->observe(x.view, x.pointer(rows), first, n);
   }
 
-  void keep(const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n) {
-    check_rows(x, rows, first, n);
-    Computing section;
-    table_->keep(x.view, x.pointer(rows), first, n);
-  }
+  void keep() { table_->keep(); }
   void undo() { table_->undo(); }
   void forget() { table_->forget(); }
   bool finite() { return table_->finite(); }
@@ -747,7 +743,7 @@ void bind(nb::module_& m, const char* suffix) {
       .def("train", &TableObject<T>::train, "task"_a, "order"_a, "scalars"_a, "batch_size"_a, "n_threads"_a)
       .def("observe", &TableObject<T>::observe, "x"_a, "rows"_a.none(), "first"_a, "n"_a)
       .def("penalty_sums", &TableObject<T>::penalty_sums)
-      .def("keep", &TableObject<T>::keep, "x"_a, "rows"_a.none(), "first"_a, "n"_a)
+      .def("keep", &TableObject<T>::keep)
       .def("undo", &TableObject<T>::undo)
       .def("forget", &TableObject<T>::forget)
       .def_prop_ro("finite", &TableObject<T>::finite);

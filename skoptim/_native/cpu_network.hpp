@@ -335,9 +335,9 @@ T effective(T unit) { return unit + T(unit == T(0)); }
 
 // Lets the units of columns know the entries of the given rows; returns the mean squared norm in these
 // units, over some hundred of the rows. know(column, value) returns the unit of a column that has been
-// told a value.
-template <class T, class Know>
-double observe_units(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, Know know) {
+// told a value; fetch(column) is called for the columns of a CSR row while the row before it is told.
+template <class T, class Know, class Fetch>
+double observe_units(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, Know know, Fetch fetch) {
   constexpr int64_t sampled = 256;
   const auto visit = [&](int64_t i, auto visitor) {
     const int64_t row = rows ? rows[i] : first + i;
@@ -347,7 +347,10 @@ double observe_units(const Matrix<T>& x, const int64_t* rows, int64_t first, int
       for (int64_t f = 0; f < x.n_columns; ++f) visitor(f, x.data[row * x.n_columns + f]);
     }
   };
-  for (int64_t i = 0; i < n; ++i) visit(i, know);
+  for (int64_t i = 0; i < n; ++i) {
+    if (x.indices && i + 1 < n) visit(i + 1, [&](int64_t column, T) { fetch(column); });
+    visit(i, know);
+  }
   const int64_t stride = (n + sampled - 1) / sampled;
   double total = 0;
   int64_t count = 0;
@@ -364,7 +367,7 @@ double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n
   return observe_units(x, rows, first, n, [=](int64_t column, T value) {
     shrinks_unit(unit[column], value);
     return unit[column];
-  });
+  }, [=](int64_t column) { __builtin_prefetch(unit + column, 1); });
 }
 
 // `steps` holds one step size for all (n_steps = 1) or one for each weight.

@@ -125,6 +125,8 @@ class RuleTable final : public LinearTable<T> {
   static constexpr int64_t wide = 8;
   // Columns that are taken out together when all are visited.
   static constexpr int64_t chunk = 512;
+  // Numbers of a record; behind the last record there is room for so many.
+  static constexpr int64_t copied_at_once = 4;
 
  public:
   RuleTable(int64_t n_columns, int64_t width, bool has_units, bool averaging, int64_t row_width)
@@ -209,6 +211,8 @@ class RuleTable final : public LinearTable<T> {
     if (averaging_ || n_workers < 2) return false;
     workers_.clear();
     begin_block(task);
+    // Workers keep nothing.
+    visit_entries(task.x, task.order, 0, task.n_samples, [&](int64_t, int64_t column, T) { keep_columns(&column, 1); });
     if (scales(layout_.owing)) {
       // No worker can bring all weights back to their size while others train.
       const double decay = decay_of(task.scalars);
@@ -240,7 +244,10 @@ class RuleTable final : public LinearTable<T> {
       for (int64_t i = 0; i < layout_.unit; ++i) finite = finite && std::isfinite(record[i]);
     };
     if (kept_.keeping && !kept_.all) {
-      for (const int64_t column : kept_.columns) check(at(column));
+      for (int64_t j = 0; j < kept_.n; ++j) {
+        if (j + 8 < kept_.n) __builtin_prefetch(at(kept_.columns[j + 8]));
+        check(at(kept_.columns[j]));
+      }
     } else {
       for (int64_t column = 0; column < n_columns_; ++column) check(at(column));
     }
@@ -250,25 +257,19 @@ class RuleTable final : public LinearTable<T> {
   double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n) override {
     if (!has_units_) return 0.0;
     if (layout_.owing == Owing::recorded) settle();
-    return observe_units(x, rows, first, n, [this](int64_t column, T value) {
-      T* const record = at(column);
-      T unit = record[layout_.unit];
-      if (!shrinks_unit(unit, value)) return unit;
-      change_unit(record, effective(unit));
-      return record[layout_.unit] = unit;
-    });
+    T* const units = records_.data() + layout_.unit;
+    const int64_t size = layout_.size;
+    const auto know = [=](int64_t column, T value) {
+      T unit = units[column * size];
+      return shrinks_unit(unit, value) ? learn_unit(column, unit) : unit;
+    };
+    return observe_units(x, rows, first, n, know, [=](int64_t column) { __builtin_prefetch(units + column * size, 1); });
   }
 
-  void keep(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n) override {
-    kept_ = Kept{};
-    std::vector<bool> seen(n_columns_);
-    visit_entries(x, rows, first, n, [&](int64_t, int64_t column, T) {
-      if (!seen[column]) kept_.columns.push_back(column);
-      seen[column] = true;
-    });
-    kept_.records.resize(kept_.columns.size() * layout_.size);
-    for (size_t j = 0; j < kept_.columns.size(); ++j)
-      std::copy_n(at(kept_.columns[j]), layout_.size, &kept_.records[j * layout_.size]);
+  void keep() override {
+    kept_.is_kept.resize((n_columns_ + 63) / 64);
+    kept_.columns.clear();  // (The records of another layout may have been longer.)
+    kept_.records.clear();
     kept_.rest = rest_;
     kept_.layout = layout_;
     kept_.now = now_;
@@ -290,7 +291,13 @@ class RuleTable final : public LinearTable<T> {
     forget();
   }
 
-  void forget() override { kept_ = Kept{}; }
+  void forget() override {
+    for (int64_t j = 0; j < kept_.n; ++j) kept_.is_kept[kept_.columns[j] / 64] = 0;
+    kept_.n = 0;
+    kept_.table = Memory<T>();
+    kept_.record = Record<Rule, T>();
+    kept_.keeping = kept_.all = false;
+  }
 
  private:
   // A worker on the columns and intercepts of another table, with an account of its own.
@@ -348,8 +355,12 @@ class RuleTable final : public LinearTable<T> {
 
   // What `undo` brings back: the columns that training may change, or the whole table once a step
   // changes them all.
+  // What was there before a block: the columns that it has changed, each copied before its first change, or,
+  // if `all`, the whole table.
   struct Kept {
     bool keeping = false, all = false;
+    std::vector<uint64_t> is_kept;  // a bit for each column
+    int64_t n = 0;                 // of these there are as many; their memory is used again
     std::vector<int64_t> columns;
     std::vector<T> records;
     Memory<T> table;
@@ -371,7 +382,7 @@ class RuleTable final : public LinearTable<T> {
     layout_.mark = layout_.unit + has_units_;
     layout_.average = layout_.mark + (has_marks(owing) ? of_double : 0);
     layout_.size = layout_.average + (averaging_ ? of_double * width_ : 0);
-    records_ = Memory<T>(n_columns_ * layout_.size);
+    records_ = Memory<T>(n_columns_ * layout_.size + copied_at_once);
     outgrows_cache_ = n_columns_ * layout_.size * int64_t(sizeof(T)) > cache_bytes;
     start_account();
   }
@@ -419,12 +430,13 @@ class RuleTable final : public LinearTable<T> {
     if (layout_.owing == Owing::recorded) return;
     const Owing needed = owing_for(task.scalars);
     if (needed <= layout_.owing) return;
+    keep_everything();
     const int64_t size = n_columns_ * width_ + width_;
     std::vector<T> values[1 + max_slots], unit(has_units_ ? n_columns_ : 0);
     for (int j = 0; j <= n_slots; ++j) values[j].resize(size);
     T* slots[max_slots] = {values[1].data(), values[2].data(), values[3].data()};
     T* const units = has_units_ ? unit.data() : nullptr;
-    store(values[0].data(), slots, nullptr, units, !kept_.keeping || kept_.all);
+    store(values[0].data(), slots, nullptr, units, true);
     load(values[0].data(), slots, nullptr, units, needed);
   }
 
@@ -628,6 +640,7 @@ class RuleTable final : public LinearTable<T> {
     if (outgrows_cache_) prefetch_records(task, place);
     const T* x;
     const int64_t n = read_row(task.x, task.order[place], taken_.number.data(), &x);
+    keep_columns(taken_.number.data(), n);
     if (!single && width_ >= wide && !averaging_ && !(now.common.group_l1 > T(0)))
       return train_wide_row<owing>(task, place, x, n, now);
     take<single, owing>(n);
@@ -690,6 +703,12 @@ class RuleTable final : public LinearTable<T> {
     Run<T> run{w, {}, nullptr};
     for (int j = 0; j < n_slots; ++j) run.slots[j] = record + (int(stores_weight()) + j) * width_;
     return run;
+  }
+
+  [[gnu::noinline]] T learn_unit(int64_t column, T unit) {
+    keep_columns(&column, 1);
+    change_unit(at(column), effective(unit));
+    return at(column)[layout_.unit] = unit;
   }
 
   // Lets the state of a column stand for the same weights in another unit.
@@ -787,6 +806,7 @@ class RuleTable final : public LinearTable<T> {
       });
     }
     for (int64_t e = 0; e < n_touched; ++e) position_[taken_.number[e]] = -1;
+    keep_columns(taken_.number.data(), n_touched);
     take<single, owing>(n_touched);
     std::fill_n(scores_.data(), n * width, T(0));
     entry = 0;
@@ -903,8 +923,35 @@ class RuleTable final : public LinearTable<T> {
 
   // Undoing.
 
+  void keep_columns(const int64_t* columns, int64_t n) {
+    if (!kept_.keeping || kept_.all) return;
+    const int64_t size = layout_.size, first = kept_.n, most = first + n;
+    if (int64_t(kept_.columns.size()) < most) {
+      kept_.columns.resize(2 * most);
+      kept_.records.resize(2 * most * size + copied_at_once);
+    }
+    // Whether a column is new cannot be foreseen: it is noted in any case, and counts if it is.
+    int64_t* const noted = kept_.columns.data();
+    uint64_t* const is_kept = kept_.is_kept.data();
+    int64_t n_noted = first;
+    for (int64_t e = 0; e < n; ++e) {
+      uint64_t& word = is_kept[columns[e] / 64];
+      const uint64_t bit = uint64_t(1) << (columns[e] % 64);
+      noted[n_noted] = columns[e];
+      n_noted += (word & bit) == 0;
+      word |= bit;
+    }
+    for (int64_t j = first; j < n_noted; ++j) {
+      const T* const from = at(noted[j]);
+      T* const to = kept_.records.data() + j * size;
+      // What is copied beyond a record, the next one overwrites.
+      for (int64_t k = 0; k < size; k += copied_at_once) std::memcpy(to + k, from + k, copied_at_once * sizeof(T));
+    }
+    kept_.n = n_noted;
+  }
+
   void put_back_kept() {
-    for (size_t j = 0; j < kept_.columns.size(); ++j)
+    for (int64_t j = 0; j < kept_.n; ++j)
       std::copy_n(&kept_.records[j * layout_.size], layout_.size, at(kept_.columns[j]));
   }
 

@@ -237,8 +237,8 @@ class LinearTable {
   virtual bool finite() = 0;
   // See `observe` of Kernels.
   virtual double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n) = 0;
-  // Remembers what training on these rows may change; `undo` brings it back, `forget` lets it go.
-  virtual void keep(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n) = 0;
+  // Remembers from now on what is changed; `undo` brings it back, `forget` lets it go.
+  virtual void keep() = 0;
   virtual void undo() = 0;
   virtual void forget() = 0;
 };
