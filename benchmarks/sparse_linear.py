@@ -1,8 +1,8 @@
-"""Linear models on CSR data: time per epoch, race to the best peer's loss, L1 path, memory.
+"""Linear models on CSR data: time per epoch, streams, race to a peer's loss, L1 path, memory.
 
-Run ``python benchmarks/sparse_linear.py [epochs] [race] [path] [memory]`` (all parts by default);
-it takes scikit-learn, and if they are installed skglm and vowpalwabbit. ``--data spam,zipf2``
-chooses the data sets.
+Run ``python benchmarks/sparse_linear.py [epochs] [stream] [race] [path] [memory]`` (all parts by
+default); it takes scikit-learn, and if they are installed skglm and vowpalwabbit.
+``--data spam,zipf2`` chooses the data sets.
 """
 
 from __future__ import annotations
@@ -104,6 +104,56 @@ def epochs_part(name: str) -> None:
                     }
                 )
         print(table(rows), flush=True)
+
+
+# Blocks of a stream.
+
+
+def streamed(model: Any, split: data.Split, blocks: list[Any], passes: int) -> Any:
+    """Return the model after some passes over the blocks."""
+    classes = np.arange(split.n_classes)
+    for _ in range(passes):
+        for X, y in blocks:
+            model.partial_fit(X, y, classes=classes)
+    return model
+
+
+def stream_part(name: str, penalty: str = "l2", alpha: float = 1e-5) -> None:
+    split = data.load(name).astype(np.float64)
+    print(f"\n### partial_fit, block by block. {split.describe()}\n")
+    rows = []
+    for size in (500, 2000, 8000):
+        blocks = [
+            (split.X[i : i + size], split.y[i : i + size]) for i in range(0, len(split.y), size)
+        ]
+        settings = {"penalty": penalty, "alpha": alpha, "random_state": 0}
+        fits: dict[str, Callable[[int], Any]] = {
+            "scikit-learn, partial_fit": lambda n, blocks=blocks, settings=settings: streamed(
+                sk.SGDClassifier("log_loss", **settings), split, blocks, n
+            )
+        }
+        for label in ("NormalizedFTRL", "FTRL"):
+            optimizer = OURS[label]
+            fits[f"{label}, partial_fit"] = (
+                lambda n, optimizer=optimizer, blocks=blocks, settings=settings: streamed(
+                    SGDClassifier("log_loss", optimizer=optimizer, **settings), split, blocks, n
+                )
+            )
+            fits[f"{label}, fit"] = partial(ours, split, optimizer, penalty, alpha)
+        measured = seconds_per_epoch(fits, epochs=2, repeats=3)
+        peer = measured["scikit-learn, partial_fit"][0]
+        rows += [
+            {
+                "rows of a block": size,
+                "": label,
+                "ms/block": f"{1e3 * seconds / len(blocks):.2f}",
+                "ns/entry": f"{1e9 * seconds / split.X.nnz:.1f}",
+                "ratio": f"{seconds / peer:.2f}",
+                **quality(model, split),
+            }
+            for label, (seconds, model) in measured.items()
+        ]
+    print(table(rows), flush=True)
 
 
 # Race to the best peer's loss on held-out data.
@@ -319,7 +369,13 @@ def memory_part(name: str) -> None:
     print(table(rows), flush=True)
 
 
-PARTS = {"epochs": epochs_part, "race": race_part, "path": path_part, "memory": memory_part}
+PARTS = {
+    "epochs": epochs_part,
+    "stream": stream_part,
+    "race": race_part,
+    "path": path_part,
+    "memory": memory_part,
+}
 
 
 def main() -> None:

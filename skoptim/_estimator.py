@@ -233,7 +233,8 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                     "sample_weight is zero for all samples of the first call of partial_fit; it "
                     "needs samples that count."
                 )
-            random_state = check_random_state(self.random_state)
+            # Where training goes on, nothing is drawn, and making a generator takes its time.
+            random_state = self.random_state if live else check_random_state(self.random_state)
             data, validation = self._split(
                 device, X, y, targets, weights, held_out, random_state, incremental
             )
@@ -264,11 +265,12 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 if trainer.settings != live.trainer.settings:
                     optimizer._validate(network.dtype)
                 # (Another thread may have read the model meanwhile, and emptied its table.)
-                if trainer.table is None or not trainer.trains_in_table():
+                if trainer.table is None or not trainer.trains_in_table:
                     self._copy_out()
                     trainer = None
             shared = (X, y, weights, place)
             if trainer is None:
+                random_state = check_random_state(random_state)
                 state = self._start(
                     network, optimizer, going_on, random_state, initial, options.batch_size
                 )

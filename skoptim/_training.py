@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ class Trainer:
     def _prepare(self) -> None:
         """Choose how sparse steps are taken, measure the units of the data, start averages."""
         state = self.state
-        in_table = self.trains_in_table()
+        in_table = self.trains_in_table
         if self.table is None:
             self._add_slots()
         if in_table and state.step:
@@ -208,10 +209,15 @@ class Trainer:
         if in_table:
             self._enter_table()
 
+    @cached_property
+    def _lazy(self) -> bool:
+        """Whether a step is taken of the columns that a batch touches alone."""
+        is_sparse = self.data.X.is_sparse and self.optimizer.rule is not None
+        return is_sparse and self._owing_pays()
+
+    @property
     def trains_in_table(self) -> bool:
         """Whether the data and the optimizer are such that a table serves."""
-        is_sparse = self.data.X.is_sparse and self.optimizer.rule is not None
-        self._lazy = is_sparse and self._owing_pays()
         return self._lazy and self._runs_natively()
 
     def _add_slots(self) -> None:

@@ -267,6 +267,46 @@ def test_after_a_failed_block_the_weights_are_those_before_it(look, monkeypatch)
     np.testing.assert_allclose(model.coef_, expected, rtol=1e-12)
 
 
+FAILING = {
+    "single rows": {},
+    "batches": {"batch_size": 7},
+    "threads": {"asynchronous": True, "n_jobs": 2},
+    "another penalty": {"penalty": "elasticnet", "alpha": 0.1},
+}
+
+
+@pytest.mark.parametrize("settings", FAILING.values(), ids=FAILING)
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+@pytest.mark.parametrize("optimizer", LIVE.values(), ids=LIVE)
+def test_a_failed_block_is_undone_to_the_last_bit(optimizer, n_classes, settings, monkeypatch):
+    """Whatever part of the columns it has touched, and whatever it did to their units."""
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    rng = np.random.default_rng(0)
+    X = sp.random_array((200, 150), density=0.05, format="csr", rng=rng)
+    y = rng.integers(0, n_classes, 200)
+    model = SGDClassifier("log_loss", penalty="l2", alpha=1e-3, optimizer=optimizer)
+    model.set_params(random_state=0)
+    for rows in (slice(0, 60), slice(60, 120)):
+        model.partial_fit(X[rows], y[rows], classes=np.arange(n_classes))
+    untouched = deepcopy(model)
+    block = 10 * X[120:].tolil()
+    block[:, ::3] = 0
+    model.set_params(**settings)
+    with monkeypatch.context() as patch:
+        patch.setattr("skoptim._training._EXPLOSION", -1.0)
+        with pytest.raises(ValueError, match="diverged"):
+            model.partial_fit(block.tocsr(), y[120:])
+    np.testing.assert_array_equal(model.coef_, untouched.coef_)
+    np.testing.assert_array_equal(model.intercept_, untouched.intercept_)
+    for name, slot in untouched.optimizer_state_.slots.items():
+        np.testing.assert_array_equal(model.optimizer_state_.slots[name], slot, err_msg=name)
+    # Nor is anything left of it in what follows.
+    model.set_params(**untouched.get_params(deep=False))
+    for stream in (model, untouched):
+        stream.partial_fit(X[120:], y[120:])
+    np.testing.assert_allclose(model.coef_, untouched.coef_, rtol=1e-12, atol=1e-15)
+
+
 OTHER_BLOCKS = {
     "dense": lambda model, X: (model, X.toarray()),
     "large batch": lambda model, X: (model.set_params(batch_size=50), X),

@@ -333,14 +333,30 @@ bool shrinks_unit(T& unit, T value) {
 template <class T>
 T effective(T unit) { return unit + T(unit == T(0)); }
 
-// Lets the units of columns know the entries of the given rows; returns the mean squared norm in these
-// units, over some hundred of the rows. know(column, value) returns the unit of a column that has been
-// told a value; fetch(column) is called for the columns of a CSR row while the row before it is told.
-template <class T, class Know, class Fetch>
-double observe_units(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, Know know, Fetch fetch) {
+// Whether a CSR row has a value that shrinks the unit of its column, of which every `stride`-th number is one. Few
+// rows have, and vectors find the others.
+template <class Index, class T>
+bool any_shrinks(const Matrix<T>& x, int64_t row, const T* units, int64_t stride) {
+  const Index* const indptr = static_cast<const Index*>(x.indptr);
+  const int64_t begin = int64_t(indptr[row]), n = int64_t(indptr[row + 1]) - begin;
+  const Index* const indices = static_cast<const Index*>(x.indices) + begin;
+  const T* const values = x.data + begin;
+  int64_t count = 0;
+  for (int64_t e = 0; e < n; ++e) {
+    const T own = T(1) / absolute(values[e]), unit = units[int64_t(indices[e]) * stride];
+    count += own < (unit == T(0) ? T(1e30) : unit) ? 1 : 0;
+  }
+  return count > 0;
+}
+
+// Lets the units of columns know the entries of the given rows: learn(column, unit) is called for each that becomes
+// another one, and is to write it there. Returns the mean squared norm in these units, over some hundred of the rows.
+template <class T, class Learn>
+double observe_units(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* units, int64_t stride,
+                     Learn learn) {
   constexpr int64_t sampled = 256;
-  const auto visit = [&](int64_t i, auto visitor) {
-    const int64_t row = rows ? rows[i] : first + i;
+  const auto row_of = [=](int64_t i) { return rows ? rows[i] : first + i; };
+  const auto visit = [&](int64_t row, auto visitor) {
     if (x.indices) {
       visit_entries(x, nullptr, row, 1, [&](int64_t, int64_t column, T value) { visitor(column, value); });
     } else {
@@ -348,15 +364,23 @@ double observe_units(const Matrix<T>& x, const int64_t* rows, int64_t first, int
     }
   };
   for (int64_t i = 0; i < n; ++i) {
-    if (x.indices && i + 1 < n) visit(i + 1, [&](int64_t column, T) { fetch(column); });
-    visit(i, know);
+    const int64_t row = row_of(i);
+    if (x.indices) {
+      if (i + 1 < n)
+        visit(row_of(i + 1), [=](int64_t column, T) { __builtin_prefetch(units + column * stride, 1); });
+      if (!(x.wide ? any_shrinks<int64_t>(x, row, units, stride) : any_shrinks<int32_t>(x, row, units, stride)))
+        continue;
+    }
+    visit(row, [&](int64_t column, T value) {
+      T unit = units[column * stride];
+      if (shrinks_unit(unit, value)) learn(column, unit);
+    });
   }
-  const int64_t stride = (n + sampled - 1) / sampled;
   double total = 0;
   int64_t count = 0;
-  for (int64_t i = 0; i < n; i += stride, ++count)
-    visit(i, [&](int64_t column, T value) {
-      const double scaled = double(value) * know(column, value);
+  for (int64_t i = 0; i < n; i += (n + sampled - 1) / sampled, ++count)
+    visit(row_of(i), [&](int64_t column, T value) {
+      const double scaled = double(value) * units[column * stride];
       total += scaled * scaled;
     });
   return count ? total / count : 0.0;
@@ -364,10 +388,7 @@ double observe_units(const Matrix<T>& x, const int64_t* rows, int64_t first, int
 
 template <class T>
 double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, T* unit) {
-  return observe_units(x, rows, first, n, [=](int64_t column, T value) {
-    shrinks_unit(unit[column], value);
-    return unit[column];
-  }, [=](int64_t column) { __builtin_prefetch(unit + column, 1); });
+  return observe_units(x, rows, first, n, unit, 1, [=](int64_t column, T learned) { unit[column] = learned; });
 }
 
 // `steps` holds one step size for all (n_steps = 1) or one for each weight.

@@ -257,13 +257,8 @@ class RuleTable final : public LinearTable<T> {
   double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n) override {
     if (!has_units_) return 0.0;
     if (layout_.owing == Owing::recorded) settle();
-    T* const units = records_.data() + layout_.unit;
-    const int64_t size = layout_.size;
-    const auto know = [=](int64_t column, T value) {
-      T unit = units[column * size];
-      return shrinks_unit(unit, value) ? learn_unit(column, unit) : unit;
-    };
-    return observe_units(x, rows, first, n, know, [=](int64_t column) { __builtin_prefetch(units + column * size, 1); });
+    return observe_units(x, rows, first, n, records_.data() + layout_.unit, layout_.size,
+                         [this](int64_t column, T unit) { learn_unit(column, unit); });
   }
 
   void keep() override {
@@ -705,10 +700,10 @@ class RuleTable final : public LinearTable<T> {
     return run;
   }
 
-  [[gnu::noinline]] T learn_unit(int64_t column, T unit) {
+  void learn_unit(int64_t column, T unit) {
     keep_columns(&column, 1);
     change_unit(at(column), effective(unit));
-    return at(column)[layout_.unit] = unit;
+    at(column)[layout_.unit] = unit;
   }
 
   // Lets the state of a column stand for the same weights in another unit.
