@@ -233,8 +233,8 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                     "sample_weight is zero for all samples of the first call of partial_fit; it "
                     "needs samples that count."
                 )
-            # Where training goes on, nothing is drawn, and making a generator takes its time.
-            random_state = self.random_state if live else check_random_state(self.random_state)
+            # Where training goes on nothing is drawn, and making a generator takes its time.
+            random_state = None if live is not None else check_random_state(self.random_state)
             data, validation = self._split(
                 device, X, y, targets, weights, held_out, random_state, incremental
             )
@@ -270,7 +270,8 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                     trainer = None
             shared = (X, y, weights, place)
             if trainer is None:
-                random_state = check_random_state(random_state)
+                if random_state is None:
+                    random_state = check_random_state(self.random_state)
                 state = self._start(
                     network, optimizer, going_on, random_state, initial, options.batch_size
                 )
@@ -445,7 +446,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         targets: Targets,
         weights: Any,
         held_out: tuple,
-        random_state: np.random.RandomState,
+        random_state: np.random.RandomState | None,
         incremental: bool,
     ) -> tuple[Dataset, Validation | None]:
         """Return the training and validation sets; rows held out of X stay where they are."""

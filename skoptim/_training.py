@@ -446,7 +446,7 @@ class Trainer:
             raise
         if self._lazy:
             updater.settle(scalars.n_steps)
-        # Before the loss is read: there an interrupt finds a host that waits for its device.
+        # Before the host waits for its device in `_epoch`, where an interrupt will find it.
         self._advance(scalars)
         return steps.loss
 

@@ -207,6 +207,8 @@ def test_constants_agree_with_the_sources():
     sizes = f"block_size = {cuda_launch.BLOCK_SIZE}, warp_size = {cuda_launch.WARP_SIZE};"
     assert sizes in sources.source("cuda/rules.cu")
     assert f"most = {cuda._MOST_FREQUENT};" in sources.source("cuda/sparse.cu")
+    words = f"n_words = {cuda.SCATTERED_WIDTH} * Frequent::most;"
+    assert words in sources.source("cuda/sparse.cu")
     assert COMMON[cuda._GROUP_L1] == "group_l1"
     of_cpu = resources.files("skoptim._native").joinpath("cpu_network.hpp").read_text()
     assert f"constexpr int64_t sampled = {cuda._SAMPLED_ROWS};" in of_cpu

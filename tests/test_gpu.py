@@ -38,6 +38,8 @@ ORDER = {"float32": 1e-5, "float64": 1e-13}
 
 TERMS = {
     "none": PenaltyTerms(),
+    "l1": PenaltyTerms(l1=0.01),
+    "l2": PenaltyTerms(l2=0.02),
     "elastic": PenaltyTerms(l1=0.01, l2=0.02),
     "box": PenaltyTerms(lower=-0.1, upper=0.2),
     "group": PenaltyTerms(group_l1=0.03, l1=0.01),
@@ -364,6 +366,53 @@ def test_sparse_gradients_of_columns_of_unlike_sizes(width, dtype):
     cuda.csr_gradient(cuda.Matrix(X), None, 0, on_device(delta), actual)
     magnitudes = abs(X.astype(float)).T @ abs(delta.astype(float))
     assert (np.abs(actual.get() - expected) <= ORDER[dtype] * magnitudes).all()
+
+
+def skewed_matrix(kind, dtype):
+    """Return a matrix whose frequent columns are none, or more than there is room for."""
+    n_rows, n_columns, density = {
+        "rare": (4000, 60_000, 0.003),  # Blocks meet more new columns than they collect.
+        "frequent": (200, 3000, 0.05),
+        "empty": (50, 40, 0.0),
+    }[kind]
+    X = sp.random_array((n_rows, n_columns), density=density, format="csr", rng=0)
+    return sp.csr_matrix(X.astype(dtype))
+
+
+SKEWED = pytest.mark.parametrize("kind", ["rare", "frequent", "empty"])
+
+
+@DTYPES
+@SKEWED
+@pytest.mark.parametrize("width", [1, 4])
+def test_sparse_gradients_of_columns_however_frequent(width, kind, dtype):
+    X = skewed_matrix(kind, dtype)
+    n_frequent = len(cuda.Matrix(X).frequent)
+    assert n_frequent == {"rare": 0, "frequent": cuda._MOST_FREQUENT, "empty": 0}[kind]
+    delta = random(X.shape[0], width, dtype=dtype)
+    actual = on_device(np.zeros((X.shape[1], width), dtype=dtype))
+    cuda.csr_gradient(cuda.Matrix(X), None, 0, on_device(delta), actual)
+    expected = X.astype(float).T @ delta.astype(float)
+    magnitudes = abs(X.astype(float)).T @ abs(delta.astype(float))
+    # A term is rounded to 2^-60 of the largest that its column might have, times their number.
+    largest = abs(X).max(axis=0).toarray().T.astype(float) * np.abs(delta).max() * X.shape[0]
+    rounded = 2.0**-60 * largest * np.diff(X.tocsc().indptr)[:, None]
+    assert (np.abs(actual.get() - expected) <= ORDER[dtype] * magnitudes + rounded).all()
+
+
+@SKEWED
+@pytest.mark.parametrize("optimizer", [FTRL(0.5), Adam(0.01), SGD(0.1)])
+def test_fits_on_columns_however_frequent(optimizer, kind):
+    X = skewed_matrix(kind, "float64")
+    y = np.random.default_rng(0).integers(0, 2, X.shape[0])
+    model = SGDClassifier(
+        "log_loss", penalty="l2", alpha=1e-4, optimizer=optimizer, batch_size=X.shape[0] // 3,
+        max_iter=2, tol=None, random_state=0,
+    )  # fmt: skip
+    of_cpu = clone(model).fit(X, y)
+    of_cuda = model.set_params(device="cuda").fit(X, y)
+    np.testing.assert_allclose(of_cuda.coef_, of_cpu.coef_, rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(of_cuda.loss_curve_, of_cpu.loss_curve_, rtol=1e-10)
 
 
 def test_unordered_and_repeated_entries_count_as_on_the_cpu():

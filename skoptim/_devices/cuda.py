@@ -49,7 +49,7 @@ _PACK = 4  # numbers that a thread steps at once (two in float64), see Pack in g
 _MOST_CHUNKS = 65535  # of rows: the second dimension of a grid
 #: Few blocks, as each begins with reading the scalars of the step (measured, docs/gpu.md).
 _RULE_BLOCKS = 264
-_ROWS_OF_A_BLOCK = 64  # of `scatter`, at the usual 16 threads a row
+_ROWS_OF_A_BLOCK = 64  # of `scatter` in large batches, at 16 threads a row
 _ROOM = 2**17  # threads that a large device runs at once, in blocks like those of `scatter`
 _MOST_FREQUENT = 1024  # Frequent::most in sparse.cuh
 _NO_LIST = {"listed": None, "n_listed": None}
@@ -205,7 +205,7 @@ class Matrix:
 
 
 class Frequent:
-    """The columns that one row in 64 has, which a block of 64 rows will meet; the most frequent.
+    """The columns that one row in 64 has, as a block of a large batch does; the most frequent.
 
     Parameters
     ----------
@@ -221,10 +221,12 @@ class Frequent:
 
     def __init__(self, X: Matrix):
         xp, n_columns = cupy(), X.shape[1]
-        counts = xp.bincount(X.indices, minlength=n_columns)
+        # (CuPy counts no empty array.)
+        counts = xp.bincount(X.indices, minlength=n_columns) if X.n_stored else xp.zeros(n_columns)
         columns = xp.flatnonzero(_ROWS_OF_A_BLOCK * counts >= max(X.shape[0], 1))
-        most = xp.argsort(-counts[columns])[:_MOST_FREQUENT]
-        self.columns = columns[most].astype(np.int32)
+        if len(columns) > _MOST_FREQUENT:
+            columns = columns[xp.argsort(-counts[columns])[:_MOST_FREQUENT]]
+        self.columns = columns.astype(np.int32)
         place = xp.full(n_columns, -1, dtype=np.int32)
         place[self.columns] = xp.arange(len(self.columns), dtype=np.int32)
         place = place[X.indices]
@@ -725,7 +727,7 @@ class Touched:
         self.X = X
         self._sums: tuple[Any, Any] | None = None
         self._list: tuple[Any, Any] | None = None
-        #: Where the gradient goes and the list is kept, from a multiplication to the step.
+        #: Where the gradient goes, from a multiplication to the step.
         self.records: Records | None = None
 
     @property

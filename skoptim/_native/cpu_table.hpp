@@ -348,8 +348,6 @@ class RuleTable final : public LinearTable<T> {
     double decay = 1.0, threshold = 0.0;
   };
 
-  // What `undo` brings back: the columns that training may change, or the whole table once a step
-  // changes them all.
   // What was there before a block: the columns that it has changed, each copied before its first change, or,
   // if `all`, the whole table.
   struct Kept {
@@ -920,10 +918,11 @@ class RuleTable final : public LinearTable<T> {
 
   void keep_columns(const int64_t* columns, int64_t n) {
     if (!kept_.keeping || kept_.all) return;
-    const int64_t size = layout_.size, first = kept_.n, most = first + n;
-    if (int64_t(kept_.columns.size()) < most) {
-      kept_.columns.resize(2 * most);
-      kept_.records.resize(2 * most * size + copied_at_once);
+    const int64_t size = layout_.size, first = kept_.n;
+    if (int64_t(kept_.columns.size()) < first + n) {
+      const int64_t room = std::min(2 * (first + n), n_columns_ + n);
+      kept_.columns.resize(room);
+      kept_.records.resize(room * size + copied_at_once);
     }
     // Whether a column is new cannot be foreseen: it is noted in any case, and counts if it is.
     int64_t* const noted = kept_.columns.data();

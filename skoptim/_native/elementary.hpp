@@ -103,21 +103,5 @@ SKOPTIM_HD T log1p_fraction(T x) {
   return upper ? T(0.69314718055994530942) + series : series;
 }
 
-// log(1 + x) for any x >= 0 but infinity.
-template <class T>
-SKOPTIM_HD T log1p_positive(T x) {
-  using B = Binary<T>;
-  using Bits = typename B::Bits;
-  // 1 + x = 2^n (1 + fraction); up to 1, x is kept as it is.
-  const bool large = x > T(1);
-  const T sum = large ? T(1) + x : T(1);
-  const Bits bits = __builtin_bit_cast(Bits, sum), exponent = bits >> B::mantissa;
-  const T unit = __builtin_bit_cast(T, Bits((bits & ((Bits(1) << B::mantissa) - 1)) | (Bits(B::bias) << B::mantissa)));
-  // An integer in the low bits of 2^mantissa is added to it.
-  constexpr T power = T(Bits(1) << B::mantissa);
-  const T n = __builtin_bit_cast(T, Bits(exponent | __builtin_bit_cast(Bits, power))) - (power + T(B::bias));
-  return log1p_fraction(large ? unit - T(1) : x) + n * T(0.69314718055994530942);
-}
-
 }  // namespace math
 SKOPTIM_END
