@@ -28,7 +28,7 @@ from skoptim._devices.cuda_launch import (
 Take = Callable[[Any, int], Any]
 
 _STEPS_AT_ONCE = 8
-#: Putting them together takes a millisecond, and each is then some microseconds shorter.
+#: Putting them together takes a millisecond; steps of a few small kernels are then shorter.
 _STEPS_BEFORE = 256
 
 

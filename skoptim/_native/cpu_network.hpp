@@ -319,12 +319,16 @@ void add_bias(T* z, const T* bias, int64_t n, int64_t width) {
 template <class T>
 double dot(const T* a, const T* b, int64_t n) { return lane_dot<double>(a, b, n); }
 
+// What 1 / |value| must be below to be the new unit of a column; any but that of a value too small, before the first.
+template <class T>
+T below_which_it_shrinks(T unit) { return unit == T(0) ? T(1e30) : unit; }
+
 // Lets the unit of a column, 1 / its largest |x|, know a value; 0 before the first, and where values
 // are too small to divide by. Returns whether it became another one.
 template <class T>
 bool shrinks_unit(T& unit, T value) {
   const T own = T(1) / absolute(value);
-  const bool shrinks = own < T(1e30) && (unit == T(0) || own < unit);
+  const bool shrinks = own < below_which_it_shrinks(unit);
   if (shrinks) unit = own;
   return shrinks;
 }
@@ -343,8 +347,8 @@ bool any_shrinks(const Matrix<T>& x, int64_t row, const T* units, int64_t stride
   const T* const values = x.data + begin;
   int64_t count = 0;
   for (int64_t e = 0; e < n; ++e) {
-    const T own = T(1) / absolute(values[e]), unit = units[int64_t(indices[e]) * stride];
-    count += own < (unit == T(0) ? T(1e30) : unit) ? 1 : 0;
+    const T own = T(1) / absolute(values[e]);
+    count += own < below_which_it_shrinks(units[int64_t(indices[e]) * stride]) ? 1 : 0;
   }
   return count > 0;
 }

@@ -134,7 +134,7 @@ struct RuleDriver {
   static void derive_run(const Run<T>& run, int64_t n, const Scalars<Rule, T>& k) {
     if constexpr (Rule::contains_penalty) {
       const Common<T> c = k.common;
-      if (c.lower > -T(SKOPTIM_INFINITY) || c.upper < T(SKOPTIM_INFINITY))
+      if (is_boxed(c))
         for_each<weights>(run, n, k, [=](T& w, T* s, const T* own, int64_t) SKOPTIM_INLINE {
           w = clamp(Rule::weight(w, s, c, own), c.lower, c.upper);
         });

@@ -407,9 +407,8 @@ class RuleTable final : public LinearTable<T> {
         return row.own[0] > T(0) ? Owing::derived : Owing::recorded;
       } else if constexpr (std::is_same_v<Rule, SGD>) {
         // A weight that starts outside of a box is brought in by its first step.
-        const bool boxed = c.lower > -T(SKOPTIM_INFINITY) || c.upper < T(SKOPTIM_INFINITY);
         const UniformStep step = Idle<SGD>::one_step(c, row.own);
-        if (boxed || !step.holds) return Owing::recorded;
+        if (is_boxed(c) || !step.holds) return Owing::recorded;
         thresholds = thresholds || step.amount > 0;
       } else {
         return Owing::recorded;
