@@ -20,7 +20,8 @@ constexpr RuleKernels<T> rule_kernels(const char* name, const char* cpp_type) {
           running_sums<Rule, T>,
           Fading<Rule>::holds ? n_fading_factors : 0,
           FadingReplay<Rule, T>::fill,
-          steps_to_replay<Rule, T>,
+          FadingSeries<Rule, T>::fill,
+          debt_in_steps<Rule, T>,
           rests<Rule, T>,
           make_table<Rule, T>};
 }

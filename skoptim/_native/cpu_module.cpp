@@ -556,6 +556,9 @@ class Updater {
       factors_.resize(block_.n_steps * rule_.n_factors);
       rule_.fill_factors(block_.rows, 0, block_.n_steps, block_.width, factors_.data());
       block_.factors = factors_.data();
+      series_.resize(block_.n_steps + 1);
+      rule_.fill_series(block_.rows, 0, block_.n_steps, block_.width, series_.data());
+      block_.series = series_.data();
     }
     block_.decay = decay_.data();
     block_.threshold = threshold_.data();
@@ -575,6 +578,7 @@ class Updater {
   Block<T> block_{};
   std::vector<int32_t> paid_;
   std::vector<T> factors_, gradient_;
+  std::vector<FadingStep> series_;
   std::vector<double> decay_, threshold_, averaged_, highest_rate_;
 };
 
@@ -867,7 +871,7 @@ bool owing_pays(const std::string& name, Input2d<double> rows, double touched_co
   if (of_a_column >= 8 && !averaging) return 4.0 * touched_columns < double(n_columns);
   const bool closed = rule.running_sums(rows.data(), 0, n_steps, width, averaging, sums[0].data(),
                                         sums[1].data(), sums[2].data(), sums[3].data());
-  const double replayed = std::min(rule.steps_to_replay(rows.data(), closed),
+  const double replayed = std::min(rule.debt_in_steps(rows.data(), closed),
                                    double(n_columns) / std::max(touched_columns, 1.0));
   return 8.0 * touched_columns * (1.0 + replayed) < double(n_columns);
 }

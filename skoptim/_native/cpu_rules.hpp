@@ -2,7 +2,8 @@
 #pragma once
 #include <vector>
 
-#include "cpu_idle.hpp"
+#include "cpu_adagrad.hpp"
+#include "cpu_fading.hpp"
 #include "kernels.hpp"
 #include "owed.hpp"
 
@@ -18,7 +19,7 @@ constexpr int slot_storage = Rule::n_slots > 0 ? Rule::n_slots : 1;
 template <class T>
 Steps<T> steps_of(const Block<T>& b) {
   return {b.rows,         b.width,       b.decay,     b.threshold, b.averaged,
-          b.highest_rate, b.closed_idle, b.averaging, b.factors};
+          b.highest_rate, b.closed_idle, b.averaging, b.factors, b.series, b.n_steps};
 }
 
 template <class Rule, class T>

@@ -45,7 +45,9 @@ class Record {
     for (auto* sums : {&decay_, &threshold_, &averaged_, &highest_rate_}) sums->resize(end + 1);
     if (Fading<Rule>::holds) {
       factors_.resize(end * n_fading_factors);
+      series_.resize(end + 1);
       FadingReplay<Rule, T>::fill(rows_.data(), begin, end, width, factors_.data());
+      FadingSeries<Rule, T>::fill(rows_.data(), begin, end, width, series_.data());
     }
     const bool closed =
         running_sums<Rule>(rows_.data(), begin, end, width, averaging, decay_.data(),
@@ -56,15 +58,20 @@ class Record {
   // Forgets the last steps.
   void truncate(int64_t n_steps) { n_steps_ = std::min(n_steps_, n_steps); }
   bool has_one_rate() const { return one_rate_; }
-  int64_t bytes() const { return n_steps_ * int64_t(width_ * sizeof(T) + 4 * sizeof(double)); }
+  int64_t bytes() const {
+    const int64_t of_fading = Fading<Rule>::holds ? n_fading_factors * sizeof(T) + sizeof(FadingStep) : 0;
+    return n_steps_ * int64_t(width_ * sizeof(T) + 4 * sizeof(double) + of_fading);
+  }
   Steps<T> steps() const {
     return {rows_.data(),     width_,               decay_.data(), threshold_.data(),
             averaged_.data(), highest_rate_.data(), closed_,       averaging_,
-            Fading<Rule>::holds ? factors_.data() : nullptr};
+            Fading<Rule>::holds ? factors_.data() : nullptr,
+            series_.data(),   n_steps_};
   }
 
  private:
   std::vector<T> rows_, factors_;
+  std::vector<FadingStep> series_;
   std::vector<double> decay_, threshold_, averaged_, highest_rate_;
   int64_t n_steps_ = 0, width_ = 0;
   bool closed_ = false, averaging_ = false, one_rate_ = true;
@@ -527,6 +534,9 @@ class RuleTable final : public LinearTable<T> {
     const Steps<T> steps = steps_->steps();
     if constexpr (single && std::is_same_v<Rule, Adagrad>)
       if (steps.closed_idle) return pay_adagrad_taken(n, steps);
+    if constexpr (single && Fading<Rule>::holds)
+      if (!averaging_ && fades<Rule>(steps.row(now_ - 1)))
+        return FadingReplay<Rule, T>::pay_columns(run, n, steps, taken_.mark.data(), now_);
     for (int64_t e = 0; e < n; ++e) {
       const int64_t from = int64_t(taken_.mark[e]), i = e * width_;
       if (from < now_)

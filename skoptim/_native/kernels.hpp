@@ -35,6 +35,18 @@ struct Run {
   }
 };
 
+// What has been summed up before a step, and what is ahead of it; see cpu_fading.hpp.
+struct FadingStep {
+  static constexpr int n_terms = 8;
+  double moment[n_terms];  // the sum S of the moments ahead: coefficients of 1 / r, 1 / r^2, ..., r that before the step
+  double pull[n_terms];    // the sum E of the steps before: of 1 / R, 1 / R^2, ...
+  double decay;            // and of 1
+  double q;                // product of the ratios of the steps before, since the part began
+  double start;            // what the root of the slot is multiplied by, to give r
+  double limit;            // the metric of the step times L2
+  int64_t part;            // the sums are comparable within a part
+};
+
 // A block of prepared scalars; see owed.hpp for the fields.
 template <class T>
 struct Block {
@@ -42,7 +54,8 @@ struct Block {
   int64_t n_steps, width;
   const double *decay, *threshold, *averaged, *highest_rate;
   bool closed_idle, averaging;
-  const T* factors;  // see cpu_idle.hpp; null if there are none
+  const T* factors;          // see cpu_fading.hpp; null if there are none
+  const FadingStep* series;
 };
 
 // Some units of the first layer: begin..end of `width`.
@@ -108,11 +121,13 @@ struct RuleKernels {
                         const T* row, T* g);
   bool (*running_sums)(const T* rows, int64_t begin, int64_t end, int64_t width, bool averaging,
                        double* decay, double* threshold, double* averaged, double* highest_rate);
-  // What replays of idle steps read, so many numbers a step (0: nothing), and how these are filled.
+  // What paying idle steps reads, so many numbers a step (0: nothing) and what is known before and after each, and how
+  // these are filled.
   int n_factors;
   void (*fill_factors)(const T* rows, int64_t begin, int64_t end, int64_t width, T* out);
-  // How many idle steps have to be replayed before a closed form serves.
-  double (*steps_to_replay)(const T* row, bool closed_idle);
+  void (*fill_series)(const T* rows, int64_t begin, int64_t end, int64_t width, FadingStep* out);
+  // What paying the debt of a column costs, in replayed steps of one coefficient.
+  double (*debt_in_steps)(const T* row, bool closed_idle);
   bool (*rests)(const T* row);
   LinearTable<T>* (*make_table)(int64_t n_columns, int64_t width, bool has_units, bool averaging,
                                 int64_t row_width);

@@ -18,7 +18,10 @@ struct Steps {
   const double* highest_rate;  // largest learning rate from a step to the end of the record
   bool closed_idle;         // the idle steps of this rule have a closed form in this record
   bool averaging;
-  const T* factors;         // for the loops of cpu_idle.hpp; null without
+  // For cpu_fading.hpp; null without.
+  const T* factors;
+  const FadingStep* series;  // (n_steps + 1)
+  int64_t n_steps;
   SKOPTIM_HD const T* row(int64_t step) const { return rows + step * width; }
 };
 

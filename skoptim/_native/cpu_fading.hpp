@@ -1,0 +1,697 @@
+// Paying the owed steps of Adam and its kin to many coefficients at once; see owed.hpp.
+#pragma once
+#include <algorithm>
+
+#include "kernels.hpp"
+#include "owed.hpp"
+
+SKOPTIM_BEGIN
+
+// Without a gradient and without L1 these rules do, from step to step,
+//   m *= moment_decay, r *= root_decay, w = (shrink w - step m / d) / (1 + metric l2 / d)
+// where r is the root of a slot over `correction`, d = r + epsilon, and metric / d is the step of `bounded`; with
+// a maximum, r is the slot itself and d = r = max(r, epsilon).
+template <class Rule>
+struct Fading {
+  static constexpr bool holds = false;
+};
+template <bool amsgrad>
+struct Fading<Adam<amsgrad>> {
+  static constexpr bool holds = true, has_moment = true, has_maximum = false;
+  static constexpr int moment = 0, average = 1, root = amsgrad ? 2 : 1;
+  template <class T>
+  static T moment_decay(const T* k) { return k[0]; }
+  template <class T>
+  static T decay(const T* k) { return k[1]; }
+  template <class T>
+  static T epsilon(const T* k) { return k[2]; }
+  template <class T>
+  static T correction(const T* k) { return k[4]; }
+  // In units of the learning rate.
+  template <class T>
+  static T step(const T* k) { return T(1) / k[3]; }
+  template <class T>
+  static T metric(const T* k) { return T(1) / k[3]; }
+};
+template <>
+struct Fading<Nadam> {
+  static constexpr bool holds = true, has_moment = true, has_maximum = false;
+  static constexpr int moment = 0, average = 1, root = 1;
+  template <class T>
+  static T moment_decay(const T* k) { return k[0]; }
+  template <class T>
+  static T decay(const T* k) { return k[1]; }
+  template <class T>
+  static T epsilon(const T* k) { return k[2]; }
+  template <class T>
+  static T correction(const T* k) { return k[5]; }
+  template <class T>
+  static T step(const T* k) { return k[4]; }
+  template <class T>
+  static T metric(const T*) { return T(1); }
+};
+template <>
+struct Fading<Adamax> {
+  static constexpr bool holds = true, has_moment = true, has_maximum = true;
+  static constexpr int moment = 0, average = 1, root = 1;
+  template <class T>
+  static T moment_decay(const T* k) { return k[0]; }
+  template <class T>
+  static T decay(const T* k) { return k[1]; }
+  template <class T>
+  static T epsilon(const T* k) { return k[2]; }
+  template <class T>
+  static T correction(const T*) { return T(1); }
+  template <class T>
+  static T step(const T* k) { return T(1) / k[3]; }
+  template <class T>
+  static T metric(const T* k) { return T(1) / k[3]; }
+};
+template <>
+struct Fading<RMSprop<false, false>> {
+  static constexpr bool holds = true, has_moment = false, has_maximum = false;
+  static constexpr int moment = 0, average = 0, root = 0;
+  template <class T>
+  static T moment_decay(const T*) { return T(0); }
+  template <class T>
+  static T decay(const T* k) { return k[0]; }
+  template <class T>
+  static T epsilon(const T* k) { return k[1]; }
+  template <class T>
+  static T correction(const T*) { return T(1); }
+  template <class T>
+  static T step(const T*) { return T(0); }
+  template <class T>
+  static T metric(const T*) { return T(1); }
+};
+
+// By what r falls in a step, beside the correction.
+template <class Rule, class T>
+double root_decay(const T* k) {
+  using F = Fading<Rule>;
+  if (F::root != F::average) return 1.0;
+  return F::has_maximum ? double(F::decay(k)) : math::sqrt(double(F::decay(k)));
+}
+template <class Rule, class T>
+double root_ratio(const T* rows, int64_t t, int64_t width) {
+  const T* const k = rows + t * width + n_common;
+  const double now = Fading<Rule>::correction(k), before = t ? double(Fading<Rule>::correction(k - width)) : now;
+  return root_decay<Rule>(k) * before / now;
+}
+
+// Whether these rules' idle steps with such scalars are paid as below.
+template <class Rule, class T>
+bool fades(const T* row) {
+  if constexpr (Fading<Rule>::holds) {
+    const Common<T> c = load_common(row);
+    const T* const k = row + n_common;
+    return c.l1 == T(0) && c.group_l1 == T(0) && c.coupled_l2 == T(0) && !is_boxed(c) &&
+           double(Fading<Rule>::epsilon(k)) > (sizeof(T) == 8 ? 1e-30 : 1e-15) && c.shrink > T(0) &&
+           Rule::contracts(k) && root_decay<Rule>(k) > 0;
+  }
+  return false;
+}
+
+// The debts in closed form. From step to step
+// - L2 and decay multiply a weight by exp(-E), E being the sum of log(1 + pull / d) - log(shrink). With q the product of
+//   the ratios by which r falls, d = R q + epsilon, where R = r / q is the same for all steps; as long as epsilon and
+//   the pull are small beside r, E is a power series in 1 / R, whose coefficients are sums over the steps;
+// - a moment m that went on to the end of the record would take m S from the weight, where
+//   S = moment_decay / shrink (step / d + (1 + pull / d) S of the next step). S is a power series in 1 / (r + epsilon), r
+//   being that before the step: as long as the moment lasts this hardly changes, however small r is.
+// So a weight w that was paid before, with moment m and sum S, becomes exp(-E) (w - m S) + m' S'.
+template <class Rule, class T>
+class FadingSeries {
+  using F = Fading<Rule>;
+  static constexpr int n_terms = FadingStep::n_terms;
+
+ public:
+  typedef T Lanes __attribute__((vector_size(32)));
+  static constexpr int n_lanes = 32 / sizeof(T);
+  // The largest ratio of successive terms, of the moments' sum and of E: the terms left out are below 7e-12 (float:
+  // 1e-8) of the first, and below 2e-9 (3e-6).
+  static constexpr double most_moment = sizeof(T) == 8 ? 0.04 : 0.1, most_pull = sizeof(T) == 8 ? 0.08 : 0.2;
+
+  // Powers of less would leave the range of numbers: there a record begins anew, and debts from before to after are
+  // replayed.
+  static constexpr double smallest_q = 1e-25;
+
+  // What is the same for all debts of a record.
+  struct Constants {
+    double epsilon, moment_decay;  // epsilon is 0 where d has none
+    double least;                  // what d never falls below
+    int64_t horizon;               // steps after which nothing is left of a moment
+    double falls;                  // by what 1 / r grows meanwhile, beside the correction
+    double matters;                // and while the last term of the moments' sum has most of its weight; 0 if it grows
+    explicit Constants(const T* row) {
+      const T* const k = row + n_common;
+      least = F::epsilon(k);
+      epsilon = F::has_maximum ? 0.0 : least;
+      moment_decay = F::moment_decay(k);
+      const double nothing = sizeof(T) == 8 ? 1e-18 : 1e-10;
+      horizon = moment_decay > 0 ? int64_t(math::log(nothing) / math::log(moment_decay)) + 1 : 1;
+      const double rate = -math::log(root_decay<Rule>(k)), forgets = 1.0 - moment_decay;
+      falls = math::exp(rate * double(horizon));
+      matters = n_terms * rate < 0.8 * forgets ? math::exp(rate * n_terms / forgets) : 0.0;
+    }
+  };
+
+  // Writes what is summed up before the steps begin..end, and after them; the moments' sums before `begin` are redone as
+  // far down as they change.
+  static void fill(const T* rows, int64_t begin, int64_t end, int64_t width, FadingStep* out) {
+    if constexpr (F::holds) {
+      if (begin == 0) out[0] = FadingStep{{}, {}, 0.0, 1.0, 1.0 / double(F::correction(rows + n_common)), 0.0, 0};
+      for (int64_t t = begin; t < end; ++t) add_step(rows, t, width, out);
+      std::fill_n(out[end].moment, n_terms, 0.0);
+      for (int64_t t = end - 1; t >= 0; --t)
+        if (!lead_moment(rows, t, width, out) && t < begin) break;
+    }
+  }
+
+  // What a debt from one step to another comes to; numbers are the same for all coefficients, or `Lanes`, one each.
+  template <class C>
+  struct Debt {
+    // Coefficients of z, ..., z^8: of S, for z = scale / (r + epsilon); of m' S' / m and of E, for the r after the
+    // debt, and E without epsilon.
+    C moment[n_terms], rest[n_terms], pull[n_terms];
+    C decay;                  // of E, that of 1
+    C scale, ratio, fade;     // by what r and m fall
+    C limit;                  // the metric times L2
+    C most_before, most_after;  // the largest z for which this holds: of a moment before it, of any after
+  };
+
+  // The i-th of the numbers of a debt.
+  template <class C>
+  [[gnu::always_inline]] static void set(C& to, int i, double value) {
+    if constexpr (std::is_same_v<C, T>)
+      to = T(value);
+    else
+      to[i] = T(value);
+  }
+
+  template <class C>
+  [[gnu::always_inline]] static void fill(Debt<C>& debt, int i, const Steps<T>& steps, const Constants& constants,
+                                          int64_t from, int64_t to, double fade) {
+    const FadingStep &before = steps.series[from], &after = steps.series[to];
+    const double pull = steps.highest_rate[from] * before.limit;
+    const double scale = constants.least + pull, inverse = 1.0 / scale, ratio = after.q / before.q;
+    const bool goes_on = to - from < constants.horizon;
+    double by = 1.0, by_q = 1.0;
+    const double rest = goes_on ? fade : 0.0;
+    for (int n = 0; n < n_terms; ++n) {
+      by *= inverse;
+      by_q *= inverse * after.q;
+      set(debt.moment[n], i, before.moment[n] * by);
+      set(debt.rest[n], i, after.moment[n] * (by * rest));
+      set(debt.pull[n], i, (after.pull[n] - before.pull[n]) * by_q);
+    }
+    set(debt.decay, i, after.decay - before.decay);
+    set(debt.scale, i, scale);
+    set(debt.ratio, i, ratio);
+    set(debt.fade, i, fade);
+    set(debt.limit, i, before.limit);
+    // How fast the terms of the moments' sums fall: by what the corrections let 1 / r grow until these come to their end, by
+    // what 1 / (r + epsilon) grows until the second sum, and the ratio of terms.
+    const FadingStep& last = steps.series[std::min((goes_on ? to : from) + constants.horizon, steps.n_steps)];
+    const double corrections = (goes_on ? after : before).start / last.start, later = goes_on ? 1.0 / ratio : 1.0;
+    const double of_epsilon = constants.matters > 0 ? 0.6 * (corrections * constants.matters - 1.0) : corrections * constants.falls;
+    const double of_pull = corrections * constants.falls / (1.0 - constants.moment_decay);
+    const double terms = later * (constants.epsilon * of_epsilon + pull * of_pull);
+    const bool holds = before.part == after.part;
+    set(debt.most_before, i, !holds ? -1.0 : terms > 0 ? most_moment * scale / terms : SKOPTIM_INFINITY);
+    set(debt.most_after, i, !holds ? -1.0 : pull > 0 ? most_pull : SKOPTIM_INFINITY);
+  }
+
+  // The last step up to which E holds for z.
+  static int64_t reach(const Steps<T>& steps, int64_t from, int64_t to, double z) {
+    const FadingStep& first = steps.series[from];
+    const FadingStep* const beyond = std::partition_point(
+        &first, steps.series + to + 1,
+        [&, least = first.q * z / most_pull](const FadingStep& s) { return s.part == first.part && s.q >= least; });
+    return std::max<int64_t>(beyond - steps.series - 1, from);
+  }
+
+ private:
+  static double pull_of(const Common<T>& c, const T* k) { return double(c.learning_rate) * F::metric(k) * c.l2; }
+  static double epsilon_of(const T* k) { return F::has_maximum ? 0.0 : double(F::epsilon(k)); }
+
+  static void add_step(const T* rows, int64_t t, int64_t width, FadingStep* out) {
+    const Common<T> c = load_common(rows + t * width);
+    const T* const k = rows + t * width + n_common;
+    FadingStep& before = out[t];
+    FadingStep& after = out[t + 1];
+    const double epsilon = epsilon_of(k), pull = pull_of(c, k);
+    before.limit = F::metric(k) * c.l2;
+    after.start = 1.0 / double(F::correction(k));
+    after.part = before.part;
+    after.q = before.q * root_ratio<Rule>(rows, t, width);
+    after.decay = before.decay - math::log(double(c.shrink));
+    // (epsilon + pull)^n - epsilon^n, without cancellation, over n q^n
+    double excess = pull, power = epsilon, scale = 1.0 / after.q;
+    for (int n = 0; n < n_terms; ++n) {
+      after.pull[n] = before.pull[n] + excess * scale / (n + 1);
+      excess = (epsilon + pull) * excess + pull * power;
+      power *= epsilon;
+      scale /= -after.q;
+    }
+    if (after.q < smallest_q) {
+      ++after.part;
+      after.q = 1.0;
+      std::fill_n(after.pull, n_terms, 0.0);
+    }
+  }
+
+  // Returns whether the sums of the moments before step t change.
+  static bool lead_moment(const T* rows, int64_t t, int64_t width, FadingStep* out) {
+    const Common<T> c = load_common(rows + t * width);
+    const T* const k = rows + t * width + n_common;
+    const double epsilon = epsilon_of(k), pull = pull_of(c, k), step = double(c.learning_rate) * F::step(k);
+    const double decay = F::moment_decay(k) / double(c.shrink), by = 1.0 / root_ratio<Rule>(rows, t, width);
+    const double* const next = out[t + 1].moment;
+    // In powers of u' = 1 / d: step u' + (1 + pull u') S. With u = 1 / (r + epsilon) before the step,
+    // u' = by u / (1 + turn u), which Horner's rule puts in.
+    const double turn = epsilon * (by - 1.0);
+    double sum[n_terms] = {};
+    for (int n = n_terms - 1; n >= 0; --n) {
+      double carry = next[n] + (n > 0 ? pull * next[n - 1] : step), last = 0.0;
+      for (int j = 0; j < n_terms - n; ++j) {
+        last = by * carry - turn * last;
+        carry = sum[j];
+        sum[j] = last;
+      }
+    }
+    bool changes = false;
+    for (int n = 0; n < n_terms; ++n) {
+      sum[n] *= decay;
+      changes = changes || sum[n] != out[t].moment[n];
+      out[t].moment[n] = sum[n];
+    }
+    return changes;
+  }
+};
+
+// Numbers that each step of a record adds to what `FadingReplay` reads: see `fill`.
+constexpr int n_fading_factors = 5;
+
+// Replays the steps of `Fading` rules. The weight is kept as a quotient, of which only every few steps one
+// is taken: a division costs more than the rest of a step.
+template <class Rule, class T>
+class FadingReplay {
+  using F = Fading<Rule>;
+  using Series = FadingSeries<Rule, T>;
+  using Lanes = typename Series::Lanes;
+  using Constants = typename Series::Constants;
+  template <class C>
+  using Debt = typename Series::template Debt<C>;
+  static constexpr int n_lanes = Series::n_lanes;
+  // Steps between divisions; their denominators are multiplied, so these must be neither too small nor
+  // too large.
+  static constexpr int chunk = sizeof(T) == 8 ? 4 : 2;
+  static constexpr double smallest = sizeof(T) == 8 ? 1e-60 : 1e-15, largest = sizeof(T) == 8 ? 1e60 : 1e15;
+  // Steps between two looks at whether anything still moves.
+  static constexpr int between_looks = 16;
+  // A closed form costs about as much as so many steps of vectors.
+  static constexpr int64_t worth_a_leap = 8;
+  // A weight that has shrunk to this, or to this part of what it was, is zero.
+  static constexpr double vanishing = 1e-30, vanishing_part = 1e-18;
+
+ public:
+  // Writes the factors of steps begin..end of a record.
+  static void fill(const T* rows, int64_t begin, int64_t end, int64_t width, T* out) {
+    if constexpr (F::holds)
+      for (int64_t t = begin; t < end; ++t) {
+        const T* const row = rows + t * width;
+        const Common<T> c = load_common(row);
+        const T* const k = row + n_common;
+        T* const f = out + t * n_fading_factors;
+        f[0] = T(root_ratio<Rule>(rows, t, width));
+        f[1] = c.learning_rate * F::step(k);
+        f[2] = c.learning_rate * F::metric(k) * c.l2;
+        f[3] = F::metric(k) * c.l2;
+        f[4] = c.shrink;
+      }
+  }
+
+  // Pays n coefficients of one column the steps from..to; returns how many, from the first on, could be paid.
+  static int64_t pay(const Run<T>& run, int64_t n, const Steps<T>& steps, int64_t from, int64_t to) {
+    if constexpr (!F::holds) {
+      return 0;
+    } else {
+      if (!steps.factors || steps.averaging || !fades<Rule>(steps.row(from))) return 0;
+      const T* const k = steps.row(from) + n_common;
+      const T faded = power(F::moment_decay(k), to - from), decayed = power(F::decay(k), to - from);
+      const Constants constants(steps.row(from));
+      Debt<T> debt;
+      if (to - from >= worth_a_leap) Series::fill(debt, 0, steps, constants, from, to, faded);
+      int64_t i = 0;
+      for (; i + 4 * n_lanes <= n; i += 4 * n_lanes)
+        if (!pay<4>(run.from(i), 4 * n_lanes, steps, constants, from, to, debt, faded, decayed)) return i;
+      for (; i < n; i += n_lanes)
+        if (!pay<1>(run.from(i), std::min<int64_t>(n_lanes, n - i), steps, constants, from, to, debt, faded, decayed))
+          return i;
+      return n;
+    }
+  }
+
+  // Pays n coefficients, each of a column of its own, the steps mark[i]..to.
+  static void pay_columns(const Run<T>& run, int64_t n, const Steps<T>& steps, const double* mark, int64_t to) {
+    if constexpr (F::holds) {
+      const Constants constants(steps.row(to - 1));
+      const T* const k = steps.row(to - 1) + n_common;
+      // (-700: a moment that lasts for one step is gone.)
+      const double log_fade = F::has_moment ? larger(math::log(double(F::moment_decay(k))), -700.0) : 0.0;
+      const double log_decay = math::log(double(F::decay(k)));
+      for (int64_t i = 0; i < n; i += n_lanes) {
+        const Run<T> part = run.from(i);
+        const int64_t size = std::min<int64_t>(n_lanes, n - i);
+        // Another worker may have paid more.
+        int64_t from[n_lanes];
+        double fade[n_lanes], decay[n_lanes];
+        for (int j = 0; j < n_lanes; ++j) {
+          from[j] = j < size ? std::min(int64_t(mark[i + j]), to) : to;
+          fade[j] = math::exp(double(to - from[j]) * log_fade);
+          decay[j] = math::exp(double(to - from[j]) * log_decay);
+        }
+        Tile<1> tile;
+        load<1>(part.w, size, tile.w);
+        tile.m[0] = Lanes{};
+        if (F::has_moment) load<1>(part.slots[F::moment], size, tile.m);
+        load<1>(part.slots[F::root], size, tile.r);
+        T* const roots = reinterpret_cast<T*>(tile.r);
+        Debt<Lanes> debt;
+        for (int j = 0; j < n_lanes; ++j) {
+          if (!F::has_maximum) roots[j] = math::sqrt(roots[j]) * T(steps.series[from[j]].start);
+          Series::fill(debt, j, steps, constants, from[j], to, fade[j]);
+        }
+        const auto left = leap<F::has_moment>(tile, debt, constants);
+        for (int64_t j = 0; j < size; ++j) {
+          if (from[j] == to) continue;
+          if (left[j]) {
+            pay(part.from(j), 1, steps, from[j], to);
+            continue;
+          }
+          part.w[j] = tile.w[0][j];
+          if (F::has_moment) part.slots[F::moment][j] *= T(fade[j]);
+          T& average = part.slots[F::average][j] *= T(decay[j]);
+          if (F::has_maximum) average = larger(average, T(constants.least));
+        }
+      }
+    }
+  }
+
+ private:
+  // The denominator of a step, after r has become that of the step.
+  [[gnu::always_inline]] static Lanes denominator_of(Lanes& r, T epsilon) {
+    if constexpr (F::has_maximum)
+      return r = r < epsilon ? Lanes{} + epsilon : r;
+    else
+      return r + epsilon;
+  }
+
+  static T power(T base, int64_t exponent) {
+    double result = 1, square = base;
+    for (; exponent; exponent /= 2, square *= square)
+      if (exponent % 2) result *= square;
+    return T(result);
+  }
+
+  static Lanes magnitude(Lanes x) { return x < 0 ? -x : x; }
+
+  template <class Mask>
+  static bool any(const Mask& mask) {
+    auto found = mask[0];
+    for (int i = 1; i < n_lanes; ++i) found |= mask[i];
+    return found != 0;
+  }
+
+  template <int n_vectors>
+  struct Tile {
+    Lanes w[n_vectors], m[n_vectors], r[n_vectors];
+  };
+
+  // Of `size` numbers, which fill the vectors or, if there is one vector, may not.
+  template <int n_vectors>
+  static void load(const T* from, int64_t size, Lanes* to) {
+    if (size == n_vectors * n_lanes) {
+      __builtin_memcpy(to, from, n_vectors * sizeof(Lanes));
+    } else {
+      *to = Lanes{};
+      for (int64_t i = 0; i < size; ++i) (*to)[i] = from[i];
+    }
+  }
+  template <int n_vectors>
+  static void store(const Lanes* from, int64_t size, T* to) {
+    if (size == n_vectors * n_lanes)
+      __builtin_memcpy(to, from, n_vectors * sizeof(Lanes));
+    else
+      for (int64_t i = 0; i < size; ++i) to[i] = (*from)[i];
+  }
+
+  // Returns false, and changes nothing, if numbers are too large.
+  template <int n_vectors>
+  static bool pay(const Run<T>& run, int64_t size, const Steps<T>& steps, const Constants& constants, int64_t from,
+                  int64_t to, const Debt<T>& debt, T faded, T decayed) {
+    Tile<n_vectors> tile;
+    load<n_vectors>(run.w, size, tile.w);
+    if (F::has_moment)
+      load<n_vectors>(run.slots[F::moment], size, tile.m);
+    load<n_vectors>(run.slots[F::root], size, tile.r);
+    auto huge = tile.r[0] > T(largest);
+    T* const roots = reinterpret_cast<T*>(tile.r);
+    if constexpr (!F::has_maximum) {
+      const T start = T(steps.series[from].start);
+      for (int i = 0; i < n_vectors * n_lanes; ++i) roots[i] = math::sqrt(roots[i]) * start;
+    }
+    for (int j = 0; j < n_vectors; ++j) huge |= tile.r[j] > T(largest);
+    if (any(huge)) return false;
+    Tile<n_vectors> paid = tile;
+    if (to - from >= worth_a_leap && !any(leap<F::has_moment>(paid, debt, constants)))
+      tile = paid;
+    else
+      replay(tile, steps, constants, from, to);
+    store<n_vectors>(tile.w, size, run.w);
+    if (F::has_moment) scale(run.slots[F::moment], size, faded);
+    scale(run.slots[F::average], size, decayed);
+    if constexpr (F::has_maximum)
+      for (int64_t i = 0; i < size; ++i) run.slots[F::average][i] = larger(run.slots[F::average][i], T(constants.least));
+    return true;
+  }
+
+  static void scale(T* a, int64_t n, T factor) {
+    for (int64_t i = 0; i < n; ++i) a[i] *= factor;
+  }
+
+  // Pays a debt in closed form; returns which coefficients it does not hold for, and are as they were.
+  template <bool moves, class C, int n_vectors>
+  [[gnu::always_inline]] static auto leap(Tile<n_vectors>& tile, const Debt<C>& debt, const Constants& constants) {
+    auto left = tile.w[0] != tile.w[0];
+    left ^= left;
+    const Lanes nothing = {};
+    Lanes exponent[n_vectors], moment_sum[n_vectors], rest[n_vectors];
+    decltype(left) fails[n_vectors];
+    for (int j = 0; j < n_vectors; ++j) {
+      const Lanes w = tile.w[j], m = moves ? tile.m[j] : nothing;
+      const auto is_still = m == 0, at_rest = is_still & ((w == 0) | (nothing + debt.limit == 0));
+      const Lanes r = tile.r[j] * debt.ratio, after = debt.scale / r;
+      const Lanes before = debt.scale / (tile.r[j] + T(constants.epsilon));
+      fails[j] = ~(((before <= debt.most_before) | is_still) & (after <= debt.most_after)) & ~at_rest;
+      const Lanes z = fails[j] | at_rest ? nothing : before, z_rest = debt.scale / (r + T(constants.epsilon));
+      const Lanes z_pull = fails[j] | at_rest | (nothing + debt.limit == 0) ? nothing : after;
+      exponent[j] = (-debt.decay) - polynomial(debt.pull, z_pull);
+      moment_sum[j] = moves ? m * polynomial(debt.moment, z) : nothing;
+      rest[j] = moves ? m * polynomial(debt.rest, fails[j] | at_rest ? nothing : z_rest) : nothing;
+    }
+    T* const factor = reinterpret_cast<T*>(exponent);
+    for (int i = 0; i < n_vectors * n_lanes; ++i) factor[i] = math::exp(factor[i]);
+    for (int j = 0; j < n_vectors; ++j) {
+      const Lanes w = tile.w[j], r = tile.r[j] * debt.ratio;
+      // Well before `bounded` binds.
+      const auto binds = debt.limit * (magnitude(w) + magnitude(moment_sum[j])) > T(1.5) * (r + T(constants.epsilon));
+      fails[j] |= binds | (exponent[j] != exponent[j]);
+      left |= fails[j];
+      tile.w[j] = fails[j] ? w : exponent[j] * (w - moment_sum[j]) + rest[j];
+      tile.m[j] = fails[j] || !moves ? tile.m[j] : tile.m[j] * debt.fade;
+      const Lanes least = nothing + T(constants.least);
+      tile.r[j] = fails[j] ? tile.r[j] : (F::has_maximum && r < least ? least : r);
+    }
+    return left;
+  }
+
+  // The same from step t, as far as it holds for all of a tile; returns the step reached.
+  template <int n_vectors>
+  static int64_t leap_far(Tile<n_vectors>& tile, const Steps<T>& steps, const Constants& constants, int64_t t,
+                          int64_t to, bool moves) {
+    const double pull = steps.highest_rate[t] * steps.series[t].limit;
+    if (!(pull > 0)) return t;
+    T smallest = T(largest);
+    for (int j = 0; j < n_vectors; ++j)
+      for (int i = 0; i < n_lanes; ++i)
+        if (tile.w[j][i] != 0 || (moves && tile.m[j][i] != 0)) smallest = std::min(smallest, tile.r[j][i]);
+    // `bounded` may seem to bind by the end of a leap where the weight has long shrunk: then half of it may do.
+    for (int64_t stop = Series::reach(steps, t, to, (constants.least + pull) / double(smallest));
+         stop - t >= worth_a_leap; stop = t + (stop - t) / 2) {
+      Debt<T> debt;
+      Series::fill(debt, 0, steps, constants, t, stop, power(T(constants.moment_decay), stop - t));
+      Tile<n_vectors> paid = tile;
+      if (any(moves ? leap<F::has_moment>(paid, debt, constants) : leap<false>(paid, debt, constants))) continue;
+      tile = paid;
+      return stop;
+    }
+    return t;
+  }
+
+  // c[0] x + c[1] x^2 + ...
+  template <class C, size_t n>
+  [[gnu::always_inline]] static Lanes polynomial(const C (&c)[n], Lanes x) {
+    Lanes sum = Lanes{} + c[n - 1];
+    for (size_t i = n - 1; i > 0; --i) sum = sum * x + c[i - 1];
+    return sum * x;
+  }
+
+  template <int n_vectors>
+  static void replay(Tile<n_vectors>& tile, const Steps<T>& steps, const Constants& constants, int64_t from,
+                     int64_t to) {
+    const Tile<n_vectors> first = tile;
+    bool moves = F::has_moment, may_leap = true;
+    for (int64_t t = from; t < to;) {
+      const Common<T> c = load_common(steps.row(t));
+      const bool pulls = c.l2 != T(0) || c.shrink != T(1);
+      if (moves && t > from) {
+        moves = t - from < constants.horizon && moment_matters(tile, steps, t);
+        may_leap = may_leap || !moves;
+      }
+      // At about the highest rate to come.
+      const bool lasts = double(c.learning_rate) >= 0.5 * steps.highest_rate[t];
+      if (!moves && (pulls ? all_vanish(tile, first) : lasts)) break;
+      if (may_leap) {
+        const int64_t stop = leap_far(tile, steps, constants, t, to, moves);
+        may_leap = stop > t;
+        if (may_leap) {
+          t = stop;
+          continue;
+        }
+      }
+      const int64_t stop = std::min<int64_t>(to, t + between_looks);
+      Tile<n_vectors> next = tile;
+      const bool quickly = moves ? advance<true>(next, steps, t, stop) : advance<false>(next, steps, t, stop);
+      if (quickly)
+        tile = next;
+      else
+        advance_bounded(tile, steps, t, stop);
+      t = stop;
+    }
+  }
+
+  // Without a moment, weights only shrink.
+  template <int n_vectors>
+  static bool all_vanish(Tile<n_vectors>& tile, const Tile<n_vectors>& first) {
+    auto remain = tile.w[0] != tile.w[0];
+    for (int j = 0; j < n_vectors; ++j)
+      remain |= ~(magnitude(tile.w[j]) <= T(vanishing) + T(vanishing_part) * magnitude(first.w[j]));
+    if (any(remain)) return false;
+    for (int j = 0; j < n_vectors; ++j) tile.w[j] = Lanes{};
+    return true;
+  }
+
+  // Takes the steps begin..end; returns false if `bounded` may have bound in one of them.
+  template <bool moves, int n_vectors>
+  [[gnu::always_inline]] static bool advance(Tile<n_vectors>& tile, const Steps<T>& steps, int64_t begin,
+                                             int64_t end) {
+    const T* const k = steps.row(begin) + n_common;
+    const T epsilon = F::epsilon(k), moment_decay = F::moment_decay(k);
+    Lanes w[n_vectors], m[n_vectors], r[n_vectors], d[n_vectors];
+    for (int j = 0; j < n_vectors; ++j) w[j] = tile.w[j], m[j] = tile.m[j], r[j] = tile.r[j];
+    auto outside = w[0] != w[0];
+    outside ^= outside;
+    const T* f = steps.factors + begin * n_fading_factors;
+    for (int64_t t = begin; t < end;) {
+      const int64_t stop = std::min<int64_t>(end, t + chunk);
+      const T limit = f[3];
+      T step = f[1];
+      Lanes numerator[n_vectors], denominator[n_vectors], most[n_vectors];
+      for (int j = 0; j < n_vectors; ++j) {
+        numerator[j] = w[j];
+        if (moves) most[j] = magnitude(m[j]);
+      }
+      take_step<moves, true>(numerator, denominator, m, r, d, f, epsilon, moment_decay);
+      for (++t, f += n_fading_factors; t < stop; ++t, f += n_fading_factors) {
+        step = step < f[1] ? f[1] : step;
+        take_step<moves, false>(numerator, denominator, m, r, d, f, epsilon, moment_decay);
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < n_vectors; ++j) {
+        const Lanes after = numerator[j] / denominator[j], a = magnitude(w[j]), b = magnitude(after);
+        Lanes largest = (a < b ? b : a) * d[j];
+        if (moves) largest += T(chunk) * step * most[j];
+        // Well before it binds, wherever the weight may have been meanwhile.
+        outside |= limit * largest > T(1.5) * (d[j] * d[j]);
+        w[j] = after;
+      }
+    }
+    for (int j = 0; j < n_vectors; ++j) tile.w[j] = w[j], tile.m[j] = m[j], tile.r[j] = r[j];
+    return !any(outside);
+  }
+
+  // One step with the factors f of quotients, the first of a chunk if their denominators are still 1.
+  template <bool moves, bool first, int n_vectors>
+  [[gnu::always_inline]] static void take_step(Lanes (&numerator)[n_vectors], Lanes (&denominator)[n_vectors],
+                                               Lanes (&m)[n_vectors], Lanes (&r)[n_vectors],
+                                               Lanes (&d)[n_vectors], const T* f, T epsilon, T moment_decay) {
+    const T ratio = f[0], step = f[1], pull = f[2], shrink = f[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < n_vectors; ++j) {
+      r[j] *= ratio;
+      d[j] = denominator_of(r[j], epsilon);
+      numerator[j] *= shrink * d[j];
+      if (moves) {
+        m[j] *= moment_decay;
+        numerator[j] -= first ? step * m[j] : (step * m[j]) * denominator[j];
+      }
+      denominator[j] = first ? d[j] + pull : denominator[j] * (d[j] + pull);
+    }
+  }
+
+  // The same with `bounded` in every step.
+  template <int n_vectors>
+  static void advance_bounded(Tile<n_vectors>& tile, const Steps<T>& steps, int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const Common<T> c = load_common(steps.row(t));
+      const T* const k = steps.row(t) + n_common;
+      const T* const f = steps.factors + t * n_fading_factors;
+      const T metric = c.learning_rate * F::metric(k);
+      for (int j = 0; j < n_vectors; ++j) {
+        tile.r[j] *= f[0];
+        const Lanes d = denominator_of(tile.r[j], F::epsilon(k)), before = tile.w[j] * c.shrink;
+        Lanes w = before;
+        if (F::has_moment) {
+          tile.m[j] *= F::moment_decay(k);
+          w -= (f[1] * tile.m[j]) / d;
+        }
+        const Lanes moved = magnitude(w - before), step = metric / d;
+        const Lanes most = T(2) * (moved < c.learning_rate ? c.learning_rate : moved) / (c.l2 * magnitude(w));
+        tile.w[j] = c.l2 > T(0) ? w / (T(1) + (most < step ? most : step) * c.l2) : w;
+      }
+    }
+  }
+
+  // Whether what is left of the moments can still move a weight.
+  template <int n_vectors>
+  static bool moment_matters(Tile<n_vectors>& tile, const Steps<T>& steps, int64_t t) {
+    const T* const k = steps.row(t) + n_common;
+    const T reach = T(steps.highest_rate[t]) * F::step(k) / (T(1) - F::moment_decay(k));
+    const T negligible = sizeof(T) == 8 ? T(1e-18) : T(1e-9), epsilon = F::epsilon(k);
+    bool matters = false;
+    for (int j = 0; j < n_vectors; ++j)
+      matters |= any(reach * magnitude(tile.m[j]) > negligible * (magnitude(tile.w[j]) * denominator_of(tile.r[j], epsilon)));
+    return matters;
+  }
+};
+
+// What paying the debt of a column costs: so many replayed steps of one coefficient.
+template <class Rule, class T>
+double debt_in_steps(const T* row, bool closed_idle) {
+  const bool in_closed_form = fades<Rule>(row) && load_common(row).average == T(0);
+  return in_closed_form ? 3.0 : steps_to_replay<Rule>(row, closed_idle);
+}
+
+SKOPTIM_END
