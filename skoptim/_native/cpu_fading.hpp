@@ -105,7 +105,8 @@ bool fades(const T* row) {
   if constexpr (Fading<Rule>::holds) {
     const Common<T> c = load_common(row);
     const T* const k = row + n_common;
-    return c.l1 == T(0) && c.group_l1 == T(0) && c.coupled_l2 == T(0) && !is_boxed(c) &&
+    const bool one_penalty = c.l1 == T(0) || (c.l2 == T(0) && c.shrink == T(1));
+    return one_penalty && c.group_l1 == T(0) && c.coupled_l2 == T(0) && !is_boxed(c) &&
            double(Fading<Rule>::epsilon(k)) > (sizeof(T) == 8 ? 1e-30 : 1e-15) && c.shrink > T(0) &&
            Rule::contracts(k) && root_decay<Rule>(k) > 0;
   }
@@ -119,7 +120,8 @@ bool fades(const T* row) {
 // - a moment m that went on to the end of the record would take m S from the weight, where
 //   S = moment_decay / shrink (step / d + (1 + pull / d) S of the next step). S is a power series in 1 / (r + epsilon), r
 //   being that before the step: as long as the moment lasts this hardly changes, however small r is.
-// So a weight w that was paid before, with moment m and sum S, becomes exp(-E) (w - m S) + m' S'.
+// So a weight w that was paid before, with moment m and sum S, becomes exp(-E) (w - m S) + m' S'. L1, in place of L2,
+// takes E off w - m S + m' S', E being the sum of l1 rate metric / d, if the weight is not yet at zero then.
 template <class Rule, class T>
 class FadingSeries {
   using F = Fading<Rule>;
@@ -138,6 +140,7 @@ class FadingSeries {
 
   // What is the same for all debts of a record.
   struct Constants {
+    double l1;
     double epsilon, moment_decay;  // epsilon is 0 where d has none
     double least;                  // what d never falls below
     int64_t horizon;               // steps after which nothing is left of a moment
@@ -145,6 +148,7 @@ class FadingSeries {
     double matters;                // and while the last term of the moments' sum has most of its weight; 0 if it grows
     explicit Constants(const T* row) {
       const T* const k = row + n_common;
+      l1 = load_common(row).l1;
       least = F::epsilon(k);
       epsilon = F::has_maximum ? 0.0 : least;
       moment_decay = F::moment_decay(k);
@@ -160,7 +164,7 @@ class FadingSeries {
   // far down as they change.
   static void fill(const T* rows, int64_t begin, int64_t end, int64_t width, FadingStep* out) {
     if constexpr (F::holds) {
-      if (begin == 0) out[0] = FadingStep{{}, {}, 0.0, 1.0, 1.0 / double(F::correction(rows + n_common)), 0.0, 0};
+      if (begin == 0) out[0] = FadingStep{{}, {}, 0.0, 1.0, 1.0 / double(F::correction(rows + n_common)), 0.0, 0.0, 0};
       for (int64_t t = begin; t < end; ++t) add_step(rows, t, width, out);
       std::fill_n(out[end].moment, n_terms, 0.0);
       for (int64_t t = end - 1; t >= 0; --t)
@@ -176,7 +180,8 @@ class FadingSeries {
     C moment[n_terms], rest[n_terms], pull[n_terms];
     C decay;                  // of E, that of 1
     C scale, ratio, fade;     // by what r and m fall
-    C limit;                  // the metric times L2
+    C limit;                  // the metric times the strength of the penalty
+    C held;                   // the largest moment that L1 does not let off zero
     C most_before, most_after;  // the largest z for which this holds: of a moment before it, of any after
   };
 
@@ -193,7 +198,8 @@ class FadingSeries {
   [[gnu::always_inline]] static void fill(Debt<C>& debt, int i, const Steps<T>& steps, const Constants& constants,
                                           int64_t from, int64_t to, double fade) {
     const FadingStep &before = steps.series[from], &after = steps.series[to];
-    const double pull = steps.highest_rate[from] * before.limit;
+    const bool lasso = constants.l1 > 0;
+    const double pull = lasso ? 0.0 : steps.highest_rate[from] * before.limit;
     const double scale = constants.least + pull, inverse = 1.0 / scale, ratio = after.q / before.q;
     const bool goes_on = to - from < constants.horizon;
     double by = 1.0, by_q = 1.0;
@@ -210,6 +216,7 @@ class FadingSeries {
     set(debt.ratio, i, ratio);
     set(debt.fade, i, fade);
     set(debt.limit, i, before.limit);
+    set(debt.held, i, constants.l1 / before.lead);
     // How fast the terms of the moments' sums fall: by what the corrections let 1 / r grow until these come to their end, by
     // what 1 / (r + epsilon) grows until the second sum, and the ratio of terms.
     const FadingStep& last = steps.series[std::min((goes_on ? to : from) + constants.horizon, steps.n_steps)];
@@ -219,7 +226,7 @@ class FadingSeries {
     const double terms = later * (constants.epsilon * of_epsilon + pull * of_pull);
     const bool holds = before.part == after.part;
     set(debt.most_before, i, !holds ? -1.0 : terms > 0 ? most_moment * scale / terms : SKOPTIM_INFINITY);
-    set(debt.most_after, i, !holds ? -1.0 : pull > 0 ? most_pull : SKOPTIM_INFINITY);
+    set(debt.most_after, i, !holds ? -1.0 : pull > 0 || lasso ? most_pull : SKOPTIM_INFINITY);
   }
 
   // The last step up to which E holds for z.
@@ -241,17 +248,19 @@ class FadingSeries {
     FadingStep& before = out[t];
     FadingStep& after = out[t + 1];
     const double epsilon = epsilon_of(k), pull = pull_of(c, k);
-    before.limit = F::metric(k) * c.l2;
+    before.limit = F::metric(k) * larger(c.l1, c.l2);
+    before.lead = F::moment_decay(k) * F::step(k) / F::metric(k);
     after.start = 1.0 / double(F::correction(k));
     after.part = before.part;
     after.q = before.q * root_ratio<Rule>(rows, t, width);
     after.decay = before.decay - math::log(double(c.shrink));
     // (epsilon + pull)^n - epsilon^n, without cancellation, over n q^n
-    double excess = pull, power = epsilon, scale = 1.0 / after.q;
+    double excess = pull, power = epsilon, scale = 1.0 / after.q, lasso = double(c.learning_rate) * F::metric(k) * c.l1;
     for (int n = 0; n < n_terms; ++n) {
-      after.pull[n] = before.pull[n] + excess * scale / (n + 1);
+      after.pull[n] = before.pull[n] + (lasso + excess / (n + 1)) * scale;
       excess = (epsilon + pull) * excess + pull * power;
       power *= epsilon;
+      lasso *= epsilon;
       scale /= -after.q;
     }
     if (after.q < smallest_q) {
@@ -341,6 +350,11 @@ class FadingReplay {
       const T* const k = steps.row(from) + n_common;
       const T faded = power(F::moment_decay(k), to - from), decayed = power(F::decay(k), to - from);
       const Constants constants(steps.row(from));
+      if (constants.l1 > 0) {
+        for (int64_t i = 0; i < n; i += n_lanes)
+          pay_lasso(run.from(i), std::min<int64_t>(n_lanes, n - i), steps, constants, from, to, faded, decayed);
+        return n;
+      }
       Debt<T> debt;
       if (to - from >= worth_a_leap) Series::fill(debt, 0, steps, constants, from, to, faded);
       int64_t i = 0;
@@ -372,9 +386,8 @@ class FadingReplay {
           fade[j] = math::exp(double(to - from[j]) * log_fade);
           decay[j] = math::exp(double(to - from[j]) * log_decay);
         }
-        Tile<1> tile;
+        Tile<1> tile{};
         load<1>(part.w, size, tile.w);
-        tile.m[0] = Lanes{};
         if (F::has_moment) load<1>(part.slots[F::moment], size, tile.m);
         load<1>(part.slots[F::root], size, tile.r);
         T* const roots = reinterpret_cast<T*>(tile.r);
@@ -386,14 +399,12 @@ class FadingReplay {
         const auto left = leap<F::has_moment>(tile, debt, constants);
         for (int64_t j = 0; j < size; ++j) {
           if (from[j] == to) continue;
-          if (left[j]) {
-            pay(part.from(j), 1, steps, from[j], to);
-            continue;
-          }
-          part.w[j] = tile.w[0][j];
-          if (F::has_moment) part.slots[F::moment][j] *= T(fade[j]);
-          T& average = part.slots[F::average][j] *= T(decay[j]);
-          if (F::has_maximum) average = larger(average, T(constants.least));
+          if (!left[j])
+            put(part, j, tile.w[0][j], T(fade[j]), T(decay[j]), constants);
+          else if (constants.l1 > 0)
+            replay_lasso(part.from(j), steps, constants, from[j], to);
+          else if (pay(part.from(j), 1, steps, from[j], to) == 0)
+            pay_slowly(part.from(j), steps, from[j], to);
         }
       }
     }
@@ -451,10 +462,9 @@ class FadingReplay {
   template <int n_vectors>
   static bool pay(const Run<T>& run, int64_t size, const Steps<T>& steps, const Constants& constants, int64_t from,
                   int64_t to, const Debt<T>& debt, T faded, T decayed) {
-    Tile<n_vectors> tile;
+    Tile<n_vectors> tile{};
     load<n_vectors>(run.w, size, tile.w);
-    if (F::has_moment)
-      load<n_vectors>(run.slots[F::moment], size, tile.m);
+    if (F::has_moment) load<n_vectors>(run.slots[F::moment], size, tile.m);
     load<n_vectors>(run.slots[F::root], size, tile.r);
     auto huge = tile.r[0] > T(largest);
     T* const roots = reinterpret_cast<T*>(tile.r);
@@ -477,6 +487,79 @@ class FadingReplay {
     return true;
   }
 
+  // What a debt has made of a coefficient.
+  [[gnu::always_inline]] static void put(const Run<T>& run, int64_t i, T w, T fade, T decay, const Constants& constants) {
+    run.w[i] = w;
+    if (F::has_moment) run.slots[F::moment][i] *= fade;
+    T& average = run.slots[F::average][i] *= decay;
+    if (F::has_maximum) average = larger(average, T(constants.least));
+  }
+
+  // One step after the other.
+  static void pay_slowly(const Run<T>& run, const Steps<T>& steps, int64_t from, int64_t to) {
+    T s[Rule::n_slots];
+    for (int j = 0; j < Rule::n_slots; ++j) s[j] = *run.slots[j];
+    skoptim::SKOPTIM_ARCH::pay<Rule>(*run.w, s, nullptr, T(1), steps, from, to);
+    for (int j = 0; j < Rule::n_slots; ++j) *run.slots[j] = s[j];
+  }
+
+  // Under L1, coefficients of one column, as many as a vector has at most.
+  static void pay_lasso(const Run<T>& run, int64_t size, const Steps<T>& steps, const Constants& constants, int64_t from,
+                        int64_t to, T faded, T decayed) {
+    Tile<1> tile = load_tile(run, size, steps.series[from]);
+    Debt<T> debt;
+    Series::fill(debt, 0, steps, constants, from, to, faded);
+    const auto left = leap<F::has_moment>(tile, debt, constants);
+    for (int64_t j = 0; j < size; ++j) {
+      if (left[j])
+        replay_lasso(run.from(j), steps, constants, from, to);
+      else
+        put(run, j, tile.w[0][j], faded, decayed, constants);
+    }
+  }
+
+  // Under L1, one coefficient: as far as it holds in closed form, then, where the weight comes to zero, step by step.
+  static void replay_lasso(const Run<T>& run, const Steps<T>& steps, const Constants& constants, int64_t from,
+                           int64_t to) {
+    const double moment_decay = constants.moment_decay, average_decay = F::decay(steps.row(from) + n_common);
+    int64_t at_a_time = between_looks / 2;
+    for (int64_t t = from; t < to;) {
+      const Tile<1> tile = load_tile(run, 1, steps.series[t]);
+      Tile<1> paid;
+      const auto holds = [&](int64_t stop) {
+        Debt<T> debt;
+        Series::fill(debt, 0, steps, constants, t, stop, power(T(moment_decay), stop - t));
+        paid = tile;
+        return !leap_as<F::has_moment, true>(paid, debt, constants)[0];
+      };
+      // The last step to which it holds, to within some: in growing strides, then by halves.
+      int64_t stop = t, beyond = to + 1;
+      for (int64_t next = std::min(to, t + at_a_time); beyond - stop > at_a_time && stop < to;) {
+        (holds(next) ? stop : beyond) = next;
+        next = beyond > to ? std::min(to, t + 4 * (stop - t)) : stop + (beyond - stop) / 2;
+      }
+      if (stop > t) {
+        holds(stop);
+        put(run, 0, paid.w[0][0], power(T(moment_decay), stop - t), power(T(average_decay), stop - t), constants);
+      } else {
+        at_a_time *= 2;
+      }
+      t = std::min(to, stop + at_a_time);
+      if (stop < t) pay_slowly(run, steps, stop, t);
+    }
+  }
+
+  static Tile<1> load_tile(const Run<T>& run, int64_t size, const FadingStep& before) {
+    Tile<1> tile{};
+    load<1>(run.w, size, tile.w);
+    if (F::has_moment) load<1>(run.slots[F::moment], size, tile.m);
+    load<1>(run.slots[F::root], size, tile.r);
+    T* const roots = reinterpret_cast<T*>(tile.r);
+    if (!F::has_maximum)
+      for (int i = 0; i < n_lanes; ++i) roots[i] = math::sqrt(roots[i]) * T(before.start);
+    return tile;
+  }
+
   static void scale(T* a, int64_t n, T factor) {
     for (int64_t i = 0; i < n; ++i) a[i] *= factor;
   }
@@ -484,35 +567,55 @@ class FadingReplay {
   // Pays a debt in closed form; returns which coefficients it does not hold for, and are as they were.
   template <bool moves, class C, int n_vectors>
   [[gnu::always_inline]] static auto leap(Tile<n_vectors>& tile, const Debt<C>& debt, const Constants& constants) {
+    return constants.l1 > 0 ? leap_as<moves, true>(tile, debt, constants) : leap_as<moves, false>(tile, debt, constants);
+  }
+
+  template <bool moves, bool lasso, class C, int n_vectors>
+  static auto leap_as(Tile<n_vectors>& tile, const Debt<C>& debt, const Constants& constants) {
     auto left = tile.w[0] != tile.w[0];
     left ^= left;
     const Lanes nothing = {};
-    Lanes exponent[n_vectors], moment_sum[n_vectors], rest[n_vectors];
-    decltype(left) fails[n_vectors];
+    const T epsilon = T(constants.epsilon), least = T(constants.least);
+    Lanes exponent[n_vectors], moment_sum[n_vectors], rest[n_vectors], factor[n_vectors];
+    decltype(left) at_rest[n_vectors], fails[n_vectors];
     for (int j = 0; j < n_vectors; ++j) {
       const Lanes w = tile.w[j], m = moves ? tile.m[j] : nothing;
-      const auto is_still = m == 0, at_rest = is_still & ((w == 0) | (nothing + debt.limit == 0));
-      const Lanes r = tile.r[j] * debt.ratio, after = debt.scale / r;
-      const Lanes before = debt.scale / (tile.r[j] + T(constants.epsilon));
-      fails[j] = ~(((before <= debt.most_before) | is_still) & (after <= debt.most_after)) & ~at_rest;
-      const Lanes z = fails[j] | at_rest ? nothing : before, z_rest = debt.scale / (r + T(constants.epsilon));
-      const Lanes z_pull = fails[j] | at_rest | (nothing + debt.limit == 0) ? nothing : after;
-      exponent[j] = (-debt.decay) - polynomial(debt.pull, z_pull);
-      moment_sum[j] = moves ? m * polynomial(debt.moment, z) : nothing;
-      rest[j] = moves ? m * polynomial(debt.rest, fails[j] | at_rest ? nothing : z_rest) : nothing;
+      const auto is_still = m == 0;
+      if constexpr (lasso)
+        at_rest[j] = (w == 0) & (magnitude(m) <= nothing + debt.held);
+      else
+        at_rest[j] = is_still & ((w == 0) | (nothing + debt.limit == 0));
+      const Lanes r = tile.r[j] * debt.ratio, after = debt.scale / r, before = debt.scale / (tile.r[j] + epsilon);
+      fails[j] = ~(((before <= debt.most_before) | is_still) & (after <= debt.most_after)) & ~at_rest[j];
+      const auto leave = fails[j] | at_rest[j];
+      exponent[j] = (-debt.decay) - polynomial(debt.pull, leave | (nothing + debt.limit == 0) ? nothing : after);
+      moment_sum[j] = moves ? m * polynomial(debt.moment, leave ? nothing : before) : nothing;
+      rest[j] = moves ? m * polynomial(debt.rest, leave ? nothing : debt.scale / (r + epsilon)) : nothing;
+      factor[j] = exponent[j];
     }
-    T* const factor = reinterpret_cast<T*>(exponent);
-    for (int i = 0; i < n_vectors * n_lanes; ++i) factor[i] = math::exp(factor[i]);
+    if constexpr (!lasso) {
+      T* const factors = reinterpret_cast<T*>(factor);
+      for (int i = 0; i < n_vectors * n_lanes; ++i) factors[i] = math::exp(factors[i]);
+    }
     for (int j = 0; j < n_vectors; ++j) {
       const Lanes w = tile.w[j], r = tile.r[j] * debt.ratio;
-      // Well before `bounded` binds.
-      const auto binds = debt.limit * (magnitude(w) + magnitude(moment_sum[j])) > T(1.5) * (r + T(constants.epsilon));
-      fails[j] |= binds | (exponent[j] != exponent[j]);
+      Lanes next;
+      // Where `bounded` may bind, and, under L1, where the weight has crossed zero.
+      if constexpr (lasso) {
+        const Lanes way = w > 0 ? nothing + T(1) : w < 0 ? nothing - T(1) : tile.m[j] > 0 ? nothing - T(1) : nothing + T(1);
+        next = w - moment_sum[j] + rest[j] + way * exponent[j];
+        const auto in_reach = ~fails[j] & (nothing + debt.limit <= T(1.5) * (r + epsilon));
+        fails[j] |= ~(in_reach & (next * way >= 0)) & ~at_rest[j];
+        next = at_rest[j] ? nothing : next;
+      } else {
+        next = factor[j] * (w - moment_sum[j]) + rest[j];
+        fails[j] |= debt.limit * (magnitude(w) + magnitude(moment_sum[j])) > T(1.5) * (r + epsilon);
+        fails[j] |= next != next;
+      }
       left |= fails[j];
-      tile.w[j] = fails[j] ? w : exponent[j] * (w - moment_sum[j]) + rest[j];
+      tile.w[j] = fails[j] ? w : next;
       tile.m[j] = fails[j] || !moves ? tile.m[j] : tile.m[j] * debt.fade;
-      const Lanes least = nothing + T(constants.least);
-      tile.r[j] = fails[j] ? tile.r[j] : (F::has_maximum && r < least ? least : r);
+      tile.r[j] = fails[j] ? tile.r[j] : (F::has_maximum && r < least ? nothing + least : r);
     }
     return left;
   }
@@ -687,11 +790,13 @@ class FadingReplay {
   }
 };
 
-// What paying the debt of a column costs: so many replayed steps of one coefficient.
+// What paying the debt of a column costs: so many replayed steps of one coefficient. Under L1 many end in a search for
+// the step in which the weight comes to zero.
 template <class Rule, class T>
 double debt_in_steps(const T* row, bool closed_idle) {
-  const bool in_closed_form = fades<Rule>(row) && load_common(row).average == T(0);
-  return in_closed_form ? 3.0 : steps_to_replay<Rule>(row, closed_idle);
+  const Common<T> c = load_common(row);
+  if (!fades<Rule>(row) || c.average != T(0)) return steps_to_replay<Rule>(row, closed_idle);
+  return c.l1 > T(0) ? 10.0 : 3.0;
 }
 
 SKOPTIM_END

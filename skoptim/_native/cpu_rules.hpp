@@ -168,11 +168,20 @@ struct RuleDriver {
     if (load_common(steps.rows).group_l1 > T(0)) return pay_group(run, average, n, steps, from, to);
     if (Rule::contains_penalty && steps.closed_idle)
       return derive_run(run, n, Scalars<Rule, T>(steps.row(to - 1)).with_unit(unit));
+    if (Fading<Rule>::holds && !steps.averaging) {
+      const int64_t paid = FadingReplay<Rule, T>::pay(run, n, steps, from, to);
+      if (paid == n) return;
+      return pay_run_stepwise(run.from(paid), unit, nullptr, n - paid, steps, from, to);
+    }
+    pay_run_stepwise(run, unit, average, n, steps, from, to);
+  }
+
+  static void pay_run_stepwise(const Run<T>& run, T unit, double* average, int64_t n, const Steps<T>& steps,
+                               int64_t from, int64_t to) {
     if (n < worth_vectors || steps.averaging) return pay_each(run, unit, average, n, steps, from, to);
     if constexpr (std::is_same_v<Rule, Adagrad>)
       if (steps.closed_idle) return pay_in_closed_form(run, n, steps, from, to);
-    const int64_t paid = FadingReplay<Rule, T>::pay(run, n, steps, from, to);
-    if (paid < n) replay(run.from(paid), unit, n - paid, steps, from, to);
+    replay(run, unit, n, steps, from, to);
   }
 
   // One after the other.

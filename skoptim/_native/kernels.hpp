@@ -43,7 +43,8 @@ struct FadingStep {
   double decay;            // and of 1
   double q;                // product of the ratios of the steps before, since the part began
   double start;            // what the root of the slot is multiplied by, to give r
-  double limit;            // the metric of the step times L2
+  double limit;            // the metric of the step times the strength of the penalty
+  double lead;             // what the moment of a step moves, over what L1 does in units of its strength
   int64_t part;            // the sums are comparable within a part
 };
 
