@@ -1,7 +1,7 @@
 """Linear models on CSR data: time per epoch, streams, race to a peer's loss, L1 path, memory.
 
-Run ``python benchmarks/sparse_linear.py [epochs] [stream] [race] [path] [memory]`` (all parts by
-default); it takes scikit-learn, and if they are installed skglm and vowpalwabbit.
+Run ``python benchmarks/sparse_linear.py [epochs] [optimizers] [stream] [race] [path] [memory]``
+(all parts by default); it takes scikit-learn, and if they are installed skglm and vowpalwabbit.
 ``--data spam,zipf2`` chooses the data sets.
 """
 
@@ -26,7 +26,20 @@ from sklearn import linear_model as sk
 from vowpal_wabbit import VowpalWabbit, Workspace
 
 from skoptim import SGDClassifier
-from skoptim.optimizers import FTRL, LBFGS, SGD, Adagrad, NormalizedFTRL, ProximalGradient
+from skoptim.optimizers import (
+    FTRL,
+    LBFGS,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    Lion,
+    Nadam,
+    NormalizedFTRL,
+    ProximalGradient,
+    RMSprop,
+)
 
 try:
     import skglm
@@ -45,7 +58,7 @@ OURS = {
 # Time per epoch.
 
 
-def sklearn_sgd(split: data.Split, penalty: str, alpha: float, epochs: int) -> Any:
+def sklearn_sgd(split: data.Split, penalty: str | None, alpha: float, epochs: int) -> Any:
     return sk.SGDClassifier(
         "log_loss", penalty=penalty, alpha=alpha, max_iter=epochs, tol=None, random_state=0
     ).fit(split.X, split.y)
@@ -54,7 +67,7 @@ def sklearn_sgd(split: data.Split, penalty: str, alpha: float, epochs: int) -> A
 def ours(
     split: data.Split,
     optimizer: Any,
-    penalty: str,
+    penalty: str | None,
     alpha: float,
     epochs: int,
     *,
@@ -104,6 +117,43 @@ def epochs_part(name: str) -> None:
                     }
                 )
         print(table(rows), flush=True)
+
+
+# Every optimizer, one sample a step: what those cost that move weights without a gradient.
+
+EVERY = {
+    "FTRL": FTRL(1.0),
+    "Adagrad": Adagrad(0.1),
+    "Adam": Adam(0.001),
+    "Adamax": Adamax(0.001),
+    "Nadam": Nadam(0.001),
+    "RMSprop": RMSprop(0.001),
+    "Adadelta": Adadelta(1.0),
+    "SGD, momentum": SGD(0.1, momentum=0.9),
+    "Lion": Lion(1e-4),
+}
+
+
+def optimizers_part(name: str, alpha: float = 1e-5) -> None:
+    split = data.load(name).astype(np.float64)
+    print(f"\n### Every optimizer, ns per stored entry (log-loss). {split.describe()}\n")
+    measured: dict[str, dict[str, tuple[float, Any]]] = {}
+    for penalty in (None, "l1", "l2"):
+        fits = {"scikit-learn": partial(sklearn_sgd, split, penalty, alpha)}
+        fits |= {
+            label: partial(ours, split, optimizer, penalty, alpha)
+            for label, optimizer in EVERY.items()
+        }
+        measured[str(penalty)] = seconds_per_epoch(fits, repeats=1)
+    rows = []
+    for label in measured["None"]:
+        row = {"model": label}
+        for penalty, results in measured.items():
+            seconds, model = results[label]
+            loss = held_out_loss(model, split)
+            row[penalty] = f"{1e9 * seconds / split.X.nnz:.1f} ({loss:.3f})"
+        rows.append(row)
+    print(table(rows), flush=True)
 
 
 # Blocks of a stream.
@@ -371,6 +421,7 @@ def memory_part(name: str) -> None:
 
 PARTS = {
     "epochs": epochs_part,
+    "optimizers": optimizers_part,
     "stream": stream_part,
     "race": race_part,
     "path": path_part,

@@ -114,12 +114,12 @@ bool fades(const T* row) {
 }
 
 // The debts in closed form. From step to step
-// - L2 and decay multiply a weight by exp(-E), E being the sum of log(1 + pull / d) - log(shrink). With q the product of
-//   the ratios by which r falls, d = R q + epsilon, where R = r / q is the same for all steps; as long as epsilon and
-//   the pull are small beside r, E is a power series in 1 / R, whose coefficients are sums over the steps;
+// - L2 and decay multiply a weight by exp(-E), E being the sum of log(1 + pull / d) - log(shrink). With q the
+//   product of the ratios by which r falls, d = R q + epsilon, where R = r / q is the same for all steps; as long as
+//   epsilon and the pull are small beside r, E is a power series in 1 / R, whose coefficients are sums over the steps;
 // - a moment m that went on to the end of the record would take m S from the weight, where
-//   S = moment_decay / shrink (step / d + (1 + pull / d) S of the next step). S is a power series in 1 / (r + epsilon), r
-//   being that before the step: as long as the moment lasts this hardly changes, however small r is.
+//   S = moment_decay / shrink (step / d + (1 + pull / d) S of the next step). S is a power series in
+//   1 / (r + epsilon), r being that before the step: as long as the moment lasts, this hardly changes.
 // So a weight w that was paid before, with moment m and sum S, becomes exp(-E) (w - m S) + m' S'. L1, in place of L2,
 // takes E off w - m S + m' S', E being the sum of l1 rate metric / d, if the weight is not yet at zero then.
 template <class Rule, class T>
@@ -138,37 +138,33 @@ class FadingSeries {
   // replayed.
   static constexpr double smallest_q = 1e-25;
 
-  // What is the same for all debts of a record.
-  struct Constants {
-    double l1;
-    double epsilon, moment_decay;  // epsilon is 0 where d has none
-    double least;                  // what d never falls below
-    int64_t horizon;               // steps after which nothing is left of a moment
-    double falls;                  // by what 1 / r grows meanwhile, beside the correction
-    double matters;                // and while the last term of the moments' sum has most of its weight; 0 if it grows
-    explicit Constants(const T* row) {
-      const T* const k = row + n_common;
-      l1 = load_common(row).l1;
-      least = F::epsilon(k);
-      epsilon = F::has_maximum ? 0.0 : least;
-      moment_decay = F::moment_decay(k);
-      const double nothing = sizeof(T) == 8 ? 1e-18 : 1e-10;
-      horizon = moment_decay > 0 ? int64_t(math::log(nothing) / math::log(moment_decay)) + 1 : 1;
-      const double rate = -math::log(root_decay<Rule>(k)), forgets = 1.0 - moment_decay;
-      falls = math::exp(rate * double(horizon));
-      matters = n_terms * rate < 0.8 * forgets ? math::exp(rate * n_terms / forgets) : 0.0;
-    }
-  };
+  static FadingConstants constants_of(const T* row) {
+    const T* const k = row + n_common;
+    FadingConstants constants;
+    constants.l1 = load_common(row).l1;
+    constants.least = F::epsilon(k);
+    constants.epsilon = F::has_maximum ? 0.0 : constants.least;
+    constants.moment_decay = F::moment_decay(k);
+    const double nothing = math::log(sizeof(T) == 8 ? 1e-18 : 1e-10);
+    constants.horizon = constants.moment_decay > 0 ? int64_t(nothing / math::log(constants.moment_decay)) + 1 : 1;
+    const double rate = -math::log(root_decay<Rule>(k)), forgets = 1.0 - constants.moment_decay;
+    constants.falls = math::exp(rate * double(constants.horizon));
+    constants.matters = n_terms * rate < 0.8 * forgets ? math::exp(rate * n_terms / forgets) : 0.0;
+    return constants;
+  }
 
-  // Writes what is summed up before the steps begin..end, and after them; the moments' sums before `begin` are redone as
-  // far down as they change.
-  static void fill(const T* rows, int64_t begin, int64_t end, int64_t width, FadingStep* out) {
-    if constexpr (F::holds) {
+  // Writes what is summed up before the steps begin..end, and after them; the moments' sums before `begin` are
+  // redone as far down as they change.
+  static FadingConstants fill(const T* rows, int64_t begin, int64_t end, int64_t width, FadingStep* out) {
+    if constexpr (!F::holds) {
+      return {};
+    } else {
       if (begin == 0) out[0] = FadingStep{{}, {}, 0.0, 1.0, 1.0 / double(F::correction(rows + n_common)), 0.0, 0.0, 0};
       for (int64_t t = begin; t < end; ++t) add_step(rows, t, width, out);
       std::fill_n(out[end].moment, n_terms, 0.0);
       for (int64_t t = end - 1; t >= 0; --t)
         if (!lead_moment(rows, t, width, out) && t < begin) break;
+      return constants_of(rows + begin * width);
     }
   }
 
@@ -195,8 +191,9 @@ class FadingSeries {
   }
 
   template <class C>
-  [[gnu::always_inline]] static void fill(Debt<C>& debt, int i, const Steps<T>& steps, const Constants& constants,
-                                          int64_t from, int64_t to, double fade) {
+  [[gnu::always_inline]] static void fill(Debt<C>& debt, int i, const Steps<T>& steps, int64_t from, int64_t to,
+                                          double fade) {
+    const FadingConstants& constants = steps.fading;
     const FadingStep &before = steps.series[from], &after = steps.series[to];
     const bool lasso = constants.l1 > 0;
     const double pull = lasso ? 0.0 : steps.highest_rate[from] * before.limit;
@@ -217,11 +214,12 @@ class FadingSeries {
     set(debt.fade, i, fade);
     set(debt.limit, i, before.limit);
     set(debt.held, i, constants.l1 / before.lead);
-    // How fast the terms of the moments' sums fall: by what the corrections let 1 / r grow until these come to their end, by
-    // what 1 / (r + epsilon) grows until the second sum, and the ratio of terms.
+    // How fast the terms of the moments' sums fall: by what the corrections let 1 / r grow until these come to their
+    // end, by what 1 / (r + epsilon) grows until the second sum, and the ratio of terms.
     const FadingStep& last = steps.series[std::min((goes_on ? to : from) + constants.horizon, steps.n_steps)];
-    const double corrections = (goes_on ? after : before).start / last.start, later = goes_on ? 1.0 / ratio : 1.0;
-    const double of_epsilon = constants.matters > 0 ? 0.6 * (corrections * constants.matters - 1.0) : corrections * constants.falls;
+    const double corrections = before.start / last.start, later = goes_on ? 1.0 / ratio : 1.0;
+    const double of_epsilon =
+        constants.matters > 0 ? 0.6 * (corrections * constants.matters - 1.0) : corrections * constants.falls;
     const double of_pull = corrections * constants.falls / (1.0 - constants.moment_decay);
     const double terms = later * (constants.epsilon * of_epsilon + pull * of_pull);
     const bool holds = before.part == after.part;
@@ -309,7 +307,6 @@ class FadingReplay {
   using F = Fading<Rule>;
   using Series = FadingSeries<Rule, T>;
   using Lanes = typename Series::Lanes;
-  using Constants = typename Series::Constants;
   template <class C>
   using Debt = typename Series::template Debt<C>;
   static constexpr int n_lanes = Series::n_lanes;
@@ -320,7 +317,7 @@ class FadingReplay {
   // Steps between two looks at whether anything still moves.
   static constexpr int between_looks = 16;
   // A closed form costs about as much as so many steps of vectors.
-  static constexpr int64_t worth_a_leap = 8;
+  static constexpr int64_t worth_a_leap = 16;
   // A weight that has shrunk to this, or to this part of what it was, is zero.
   static constexpr double vanishing = 1e-30, vanishing_part = 1e-18;
 
@@ -349,19 +346,18 @@ class FadingReplay {
       if (!steps.factors || steps.averaging || !fades<Rule>(steps.row(from))) return 0;
       const T* const k = steps.row(from) + n_common;
       const T faded = power(F::moment_decay(k), to - from), decayed = power(F::decay(k), to - from);
-      const Constants constants(steps.row(from));
-      if (constants.l1 > 0) {
+      if (steps.fading.l1 > 0) {
         for (int64_t i = 0; i < n; i += n_lanes)
-          pay_lasso(run.from(i), std::min<int64_t>(n_lanes, n - i), steps, constants, from, to, faded, decayed);
+          pay_lasso(run.from(i), std::min<int64_t>(n_lanes, n - i), steps, from, to, faded, decayed);
         return n;
       }
       Debt<T> debt;
-      if (to - from >= worth_a_leap) Series::fill(debt, 0, steps, constants, from, to, faded);
+      if (to - from >= worth_a_leap) Series::fill(debt, 0, steps, from, to, faded);
       int64_t i = 0;
       for (; i + 4 * n_lanes <= n; i += 4 * n_lanes)
-        if (!pay<4>(run.from(i), 4 * n_lanes, steps, constants, from, to, debt, faded, decayed)) return i;
+        if (!pay<4>(run.from(i), 4 * n_lanes, steps, from, to, debt, faded, decayed)) return i;
       for (; i < n; i += n_lanes)
-        if (!pay<1>(run.from(i), std::min<int64_t>(n_lanes, n - i), steps, constants, from, to, debt, faded, decayed))
+        if (!pay<1>(run.from(i), std::min<int64_t>(n_lanes, n - i), steps, from, to, debt, faded, decayed))
           return i;
       return n;
     }
@@ -370,7 +366,6 @@ class FadingReplay {
   // Pays n coefficients, each of a column of its own, the steps mark[i]..to.
   static void pay_columns(const Run<T>& run, int64_t n, const Steps<T>& steps, const double* mark, int64_t to) {
     if constexpr (F::holds) {
-      const Constants constants(steps.row(to - 1));
       const T* const k = steps.row(to - 1) + n_common;
       // (-700: a moment that lasts for one step is gone.)
       const double log_fade = F::has_moment ? larger(math::log(double(F::moment_decay(k))), -700.0) : 0.0;
@@ -394,15 +389,15 @@ class FadingReplay {
         Debt<Lanes> debt;
         for (int j = 0; j < n_lanes; ++j) {
           if (!F::has_maximum) roots[j] = math::sqrt(roots[j]) * T(steps.series[from[j]].start);
-          Series::fill(debt, j, steps, constants, from[j], to, fade[j]);
+          Series::fill(debt, j, steps, from[j], to, fade[j]);
         }
-        const auto left = leap<F::has_moment>(tile, debt, constants);
+        const auto left = leap<F::has_moment>(tile, debt, steps.fading);
         for (int64_t j = 0; j < size; ++j) {
           if (from[j] == to) continue;
           if (!left[j])
-            put(part, j, tile.w[0][j], T(fade[j]), T(decay[j]), constants);
-          else if (constants.l1 > 0)
-            replay_lasso(part.from(j), steps, constants, from[j], to);
+            put(part, j, tile.w[0][j], T(fade[j]), T(decay[j]), steps.fading);
+          else if (steps.fading.l1 > 0)
+            replay_lasso(part.from(j), steps, from[j], to);
           else if (pay(part.from(j), 1, steps, from[j], to) == 0)
             pay_slowly(part.from(j), steps, from[j], to);
         }
@@ -460,7 +455,7 @@ class FadingReplay {
 
   // Returns false, and changes nothing, if numbers are too large.
   template <int n_vectors>
-  static bool pay(const Run<T>& run, int64_t size, const Steps<T>& steps, const Constants& constants, int64_t from,
+  static bool pay(const Run<T>& run, int64_t size, const Steps<T>& steps, int64_t from,
                   int64_t to, const Debt<T>& debt, T faded, T decayed) {
     Tile<n_vectors> tile{};
     load<n_vectors>(run.w, size, tile.w);
@@ -475,20 +470,21 @@ class FadingReplay {
     for (int j = 0; j < n_vectors; ++j) huge |= tile.r[j] > T(largest);
     if (any(huge)) return false;
     Tile<n_vectors> paid = tile;
-    if (to - from >= worth_a_leap && !any(leap<F::has_moment>(paid, debt, constants)))
+    if (to - from >= worth_a_leap && !any(leap<F::has_moment>(paid, debt, steps.fading)))
       tile = paid;
     else
-      replay(tile, steps, constants, from, to);
+      replay(tile, steps, from, to);
     store<n_vectors>(tile.w, size, run.w);
     if (F::has_moment) scale(run.slots[F::moment], size, faded);
     scale(run.slots[F::average], size, decayed);
     if constexpr (F::has_maximum)
-      for (int64_t i = 0; i < size; ++i) run.slots[F::average][i] = larger(run.slots[F::average][i], T(constants.least));
+      for (T *s = run.slots[F::average], *end = s + size; s < end; ++s) *s = larger(*s, T(steps.fading.least));
     return true;
   }
 
   // What a debt has made of a coefficient.
-  [[gnu::always_inline]] static void put(const Run<T>& run, int64_t i, T w, T fade, T decay, const Constants& constants) {
+  [[gnu::always_inline]] static void put(const Run<T>& run, int64_t i, T w, T fade, T decay,
+                                         const FadingConstants& constants) {
     run.w[i] = w;
     if (F::has_moment) run.slots[F::moment][i] *= fade;
     T& average = run.slots[F::average][i] *= decay;
@@ -504,33 +500,33 @@ class FadingReplay {
   }
 
   // Under L1, coefficients of one column, as many as a vector has at most.
-  static void pay_lasso(const Run<T>& run, int64_t size, const Steps<T>& steps, const Constants& constants, int64_t from,
+  static void pay_lasso(const Run<T>& run, int64_t size, const Steps<T>& steps, int64_t from,
                         int64_t to, T faded, T decayed) {
     Tile<1> tile = load_tile(run, size, steps.series[from]);
     Debt<T> debt;
-    Series::fill(debt, 0, steps, constants, from, to, faded);
-    const auto left = leap<F::has_moment>(tile, debt, constants);
+    Series::fill(debt, 0, steps, from, to, faded);
+    const auto left = leap<F::has_moment>(tile, debt, steps.fading);
     for (int64_t j = 0; j < size; ++j) {
       if (left[j])
-        replay_lasso(run.from(j), steps, constants, from, to);
+        replay_lasso(run.from(j), steps, from, to);
       else
-        put(run, j, tile.w[0][j], faded, decayed, constants);
+        put(run, j, tile.w[0][j], faded, decayed, steps.fading);
     }
   }
 
   // Under L1, one coefficient: as far as it holds in closed form, then, where the weight comes to zero, step by step.
-  static void replay_lasso(const Run<T>& run, const Steps<T>& steps, const Constants& constants, int64_t from,
+  static void replay_lasso(const Run<T>& run, const Steps<T>& steps, int64_t from,
                            int64_t to) {
-    const double moment_decay = constants.moment_decay, average_decay = F::decay(steps.row(from) + n_common);
+    const double moment_decay = steps.fading.moment_decay, average_decay = F::decay(steps.row(from) + n_common);
     int64_t at_a_time = between_looks / 2;
     for (int64_t t = from; t < to;) {
       const Tile<1> tile = load_tile(run, 1, steps.series[t]);
       Tile<1> paid;
       const auto holds = [&](int64_t stop) {
         Debt<T> debt;
-        Series::fill(debt, 0, steps, constants, t, stop, power(T(moment_decay), stop - t));
+        Series::fill(debt, 0, steps, t, stop, power(T(moment_decay), stop - t));
         paid = tile;
-        return !leap_as<F::has_moment, true>(paid, debt, constants)[0];
+        return !leap_as<F::has_moment, true>(paid, debt, steps.fading)[0];
       };
       // The last step to which it holds, to within some: in growing strides, then by halves.
       int64_t stop = t, beyond = to + 1;
@@ -540,7 +536,7 @@ class FadingReplay {
       }
       if (stop > t) {
         holds(stop);
-        put(run, 0, paid.w[0][0], power(T(moment_decay), stop - t), power(T(average_decay), stop - t), constants);
+        put(run, 0, paid.w[0][0], power(T(moment_decay), stop - t), power(T(average_decay), stop - t), steps.fading);
       } else {
         at_a_time *= 2;
       }
@@ -566,31 +562,40 @@ class FadingReplay {
 
   // Pays a debt in closed form; returns which coefficients it does not hold for, and are as they were.
   template <bool moves, class C, int n_vectors>
-  [[gnu::always_inline]] static auto leap(Tile<n_vectors>& tile, const Debt<C>& debt, const Constants& constants) {
-    return constants.l1 > 0 ? leap_as<moves, true>(tile, debt, constants) : leap_as<moves, false>(tile, debt, constants);
+  [[gnu::always_inline]] static auto leap(Tile<n_vectors>& tile, const Debt<C>& debt,
+                                          const FadingConstants& constants) {
+    return constants.l1 > 0 ? leap_as<moves, true>(tile, debt, constants)
+                            : leap_as<moves, false>(tile, debt, constants);
   }
 
   template <bool moves, bool lasso, class C, int n_vectors>
-  static auto leap_as(Tile<n_vectors>& tile, const Debt<C>& debt, const Constants& constants) {
+  static auto leap_as(Tile<n_vectors>& tile, const Debt<C>& debt, const FadingConstants& constants) {
     auto left = tile.w[0] != tile.w[0];
     left ^= left;
     const Lanes nothing = {};
     const T epsilon = T(constants.epsilon), least = T(constants.least);
-    Lanes exponent[n_vectors], moment_sum[n_vectors], rest[n_vectors], factor[n_vectors];
+    Lanes before[n_vectors], after[n_vectors];
     decltype(left) at_rest[n_vectors], fails[n_vectors];
     for (int j = 0; j < n_vectors; ++j) {
       const Lanes w = tile.w[j], m = moves ? tile.m[j] : nothing;
-      const auto is_still = m == 0;
       if constexpr (lasso)
         at_rest[j] = (w == 0) & (magnitude(m) <= nothing + debt.held);
       else
-        at_rest[j] = is_still & ((w == 0) | (nothing + debt.limit == 0));
-      const Lanes r = tile.r[j] * debt.ratio, after = debt.scale / r, before = debt.scale / (tile.r[j] + epsilon);
-      fails[j] = ~(((before <= debt.most_before) | is_still) & (after <= debt.most_after)) & ~at_rest[j];
+        at_rest[j] = (m == 0) & ((w == 0) | (nothing + debt.limit == 0));
+      before[j] = debt.scale / (tile.r[j] + epsilon), after[j] = debt.scale / (tile.r[j] * debt.ratio);
+      fails[j] = ~(((before[j] <= debt.most_before) | (m == 0)) & (after[j] <= debt.most_after)) & ~at_rest[j];
+      left |= fails[j];
+    }
+    // Under L2 all of a column are paid together.
+    if (!lasso && std::is_same_v<C, T> && any(left)) return left;
+    Lanes exponent[n_vectors], moment_sum[n_vectors], rest[n_vectors], factor[n_vectors];
+    for (int j = 0; j < n_vectors; ++j) {
+      const Lanes m = moves ? tile.m[j] : nothing;
       const auto leave = fails[j] | at_rest[j];
-      exponent[j] = (-debt.decay) - polynomial(debt.pull, leave | (nothing + debt.limit == 0) ? nothing : after);
-      moment_sum[j] = moves ? m * polynomial(debt.moment, leave ? nothing : before) : nothing;
-      rest[j] = moves ? m * polynomial(debt.rest, leave ? nothing : debt.scale / (r + epsilon)) : nothing;
+      exponent[j] = (-debt.decay) - polynomial(debt.pull, leave | (nothing + debt.limit == 0) ? nothing : after[j]);
+      moment_sum[j] = moves ? m * polynomial(debt.moment, leave ? nothing : before[j]) : nothing;
+      const Lanes z = debt.scale / (tile.r[j] * debt.ratio + epsilon);
+      rest[j] = moves ? m * polynomial(debt.rest, leave ? nothing : z) : nothing;
       factor[j] = exponent[j];
     }
     if constexpr (!lasso) {
@@ -602,7 +607,8 @@ class FadingReplay {
       Lanes next;
       // Where `bounded` may bind, and, under L1, where the weight has crossed zero.
       if constexpr (lasso) {
-        const Lanes way = w > 0 ? nothing + T(1) : w < 0 ? nothing - T(1) : tile.m[j] > 0 ? nothing - T(1) : nothing + T(1);
+        // A weight at zero goes where its moment takes it.
+        const Lanes side = w == 0 ? -tile.m[j] : w, way = side < 0 ? nothing - T(1) : nothing + T(1);
         next = w - moment_sum[j] + rest[j] + way * exponent[j];
         const auto in_reach = ~fails[j] & (nothing + debt.limit <= T(1.5) * (r + epsilon));
         fails[j] |= ~(in_reach & (next * way >= 0)) & ~at_rest[j];
@@ -622,21 +628,22 @@ class FadingReplay {
 
   // The same from step t, as far as it holds for all of a tile; returns the step reached.
   template <int n_vectors>
-  static int64_t leap_far(Tile<n_vectors>& tile, const Steps<T>& steps, const Constants& constants, int64_t t,
+  static int64_t leap_far(Tile<n_vectors>& tile, const Steps<T>& steps, int64_t t,
                           int64_t to, bool moves) {
     const double pull = steps.highest_rate[t] * steps.series[t].limit;
-    if (!(pull > 0)) return t;
+    if (!(pull > 0) || to - t < worth_a_leap) return t;
     T smallest = T(largest);
     for (int j = 0; j < n_vectors; ++j)
       for (int i = 0; i < n_lanes; ++i)
         if (tile.w[j][i] != 0 || (moves && tile.m[j][i] != 0)) smallest = std::min(smallest, tile.r[j][i]);
     // `bounded` may seem to bind by the end of a leap where the weight has long shrunk: then half of it may do.
-    for (int64_t stop = Series::reach(steps, t, to, (constants.least + pull) / double(smallest));
+    for (int64_t stop = Series::reach(steps, t, to, (steps.fading.least + pull) / double(smallest));
          stop - t >= worth_a_leap; stop = t + (stop - t) / 2) {
       Debt<T> debt;
-      Series::fill(debt, 0, steps, constants, t, stop, power(T(constants.moment_decay), stop - t));
+      Series::fill(debt, 0, steps, t, stop, power(T(steps.fading.moment_decay), stop - t));
+      if (moves && (double(debt.scale) / (double(smallest) + steps.fading.epsilon)) > double(debt.most_before)) break;
       Tile<n_vectors> paid = tile;
-      if (any(moves ? leap<F::has_moment>(paid, debt, constants) : leap<false>(paid, debt, constants))) continue;
+      if (any(moves ? leap<F::has_moment>(paid, debt, steps.fading) : leap<false>(paid, debt, steps.fading))) continue;
       tile = paid;
       return stop;
     }
@@ -652,7 +659,7 @@ class FadingReplay {
   }
 
   template <int n_vectors>
-  static void replay(Tile<n_vectors>& tile, const Steps<T>& steps, const Constants& constants, int64_t from,
+  static void replay(Tile<n_vectors>& tile, const Steps<T>& steps, int64_t from,
                      int64_t to) {
     const Tile<n_vectors> first = tile;
     bool moves = F::has_moment, may_leap = true;
@@ -660,14 +667,14 @@ class FadingReplay {
       const Common<T> c = load_common(steps.row(t));
       const bool pulls = c.l2 != T(0) || c.shrink != T(1);
       if (moves && t > from) {
-        moves = t - from < constants.horizon && moment_matters(tile, steps, t);
+        moves = t - from < steps.fading.horizon && moment_matters(tile, steps, t);
         may_leap = may_leap || !moves;
       }
       // At about the highest rate to come.
       const bool lasts = double(c.learning_rate) >= 0.5 * steps.highest_rate[t];
       if (!moves && (pulls ? all_vanish(tile, first) : lasts)) break;
       if (may_leap) {
-        const int64_t stop = leap_far(tile, steps, constants, t, to, moves);
+        const int64_t stop = leap_far(tile, steps, t, to, moves);
         may_leap = stop > t;
         if (may_leap) {
           t = stop;

@@ -557,7 +557,7 @@ class Updater {
       rule_.fill_factors(block_.rows, 0, block_.n_steps, block_.width, factors_.data());
       block_.factors = factors_.data();
       series_.resize(block_.n_steps + 1);
-      rule_.fill_series(block_.rows, 0, block_.n_steps, block_.width, series_.data());
+      block_.fading = rule_.fill_series(block_.rows, 0, block_.n_steps, block_.width, series_.data());
       block_.series = series_.data();
     }
     block_.decay = decay_.data();

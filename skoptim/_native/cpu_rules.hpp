@@ -19,7 +19,8 @@ constexpr int slot_storage = Rule::n_slots > 0 ? Rule::n_slots : 1;
 template <class T>
 Steps<T> steps_of(const Block<T>& b) {
   return {b.rows,         b.width,       b.decay,     b.threshold, b.averaged,
-          b.highest_rate, b.closed_idle, b.averaging, b.factors, b.series, b.n_steps};
+          b.highest_rate, b.closed_idle, b.averaging, b.factors,
+          b.series,       b.n_steps,     b.fading};
 }
 
 template <class Rule, class T>

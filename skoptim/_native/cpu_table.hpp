@@ -47,7 +47,7 @@ class Record {
       factors_.resize(end * n_fading_factors);
       series_.resize(end + 1);
       FadingReplay<Rule, T>::fill(rows_.data(), begin, end, width, factors_.data());
-      FadingSeries<Rule, T>::fill(rows_.data(), begin, end, width, series_.data());
+      fading_ = FadingSeries<Rule, T>::fill(rows_.data(), begin, end, width, series_.data());
     }
     const bool closed =
         running_sums<Rule>(rows_.data(), begin, end, width, averaging, decay_.data(),
@@ -66,12 +66,13 @@ class Record {
     return {rows_.data(),     width_,               decay_.data(), threshold_.data(),
             averaged_.data(), highest_rate_.data(), closed_,       averaging_,
             Fading<Rule>::holds ? factors_.data() : nullptr,
-            series_.data(),   n_steps_};
+            series_.data(),   n_steps_,             fading_};
   }
 
  private:
   std::vector<T> rows_, factors_;
   std::vector<FadingStep> series_;
+  FadingConstants fading_{};
   std::vector<double> decay_, threshold_, averaged_, highest_rate_;
   int64_t n_steps_ = 0, width_ = 0;
   bool closed_ = false, averaging_ = false, one_rate_ = true;

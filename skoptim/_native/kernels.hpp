@@ -48,6 +48,16 @@ struct FadingStep {
   int64_t part;            // the sums are comparable within a part
 };
 
+// And what is the same for all steps.
+struct FadingConstants {
+  double l1;
+  double least, epsilon;  // what d never falls below, and what is in d beside r
+  double moment_decay;
+  int64_t horizon;        // steps after which nothing is left of a moment
+  double falls;           // by what 1 / r grows meanwhile, beside the correction
+  double matters;         // and while the last term of the moments' sum has most of its weight; 0 if it only grows
+};
+
 // A block of prepared scalars; see owed.hpp for the fields.
 template <class T>
 struct Block {
@@ -57,6 +67,7 @@ struct Block {
   bool closed_idle, averaging;
   const T* factors;          // see cpu_fading.hpp; null if there are none
   const FadingStep* series;
+  FadingConstants fading;
 };
 
 // Some units of the first layer: begin..end of `width`.
@@ -126,7 +137,7 @@ struct RuleKernels {
   // these are filled.
   int n_factors;
   void (*fill_factors)(const T* rows, int64_t begin, int64_t end, int64_t width, T* out);
-  void (*fill_series)(const T* rows, int64_t begin, int64_t end, int64_t width, FadingStep* out);
+  FadingConstants (*fill_series)(const T* rows, int64_t begin, int64_t end, int64_t width, FadingStep* out);
   // What paying the debt of a column costs, in replayed steps of one coefficient.
   double (*debt_in_steps)(const T* row, bool closed_idle);
   bool (*rests)(const T* row);

@@ -2,6 +2,9 @@
 // they miss (momentum, moment decay, weight decay, L1, L2) are owed, and paid here when the column
 // is next read, so that the model is the one that dense training gives.
 #pragma once
+#ifndef __CUDACC_RTC__
+#include "kernels.hpp"
+#endif
 #include "rules.hpp"
 
 SKOPTIM_BEGIN
@@ -18,10 +21,13 @@ struct Steps {
   const double* highest_rate;  // largest learning rate from a step to the end of the record
   bool closed_idle;         // the idle steps of this rule have a closed form in this record
   bool averaging;
+#ifndef __CUDACC_RTC__
   // For cpu_fading.hpp; null without.
   const T* factors;
   const FadingStep* series;  // (n_steps + 1)
   int64_t n_steps;
+  FadingConstants fading;
+#endif
   SKOPTIM_HD const T* row(int64_t step) const { return rows + step * width; }
 };
 
