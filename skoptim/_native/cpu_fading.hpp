@@ -161,10 +161,14 @@ class FadingSeries {
     } else {
       if (begin == 0) out[0] = FadingStep{{}, {}, 0.0, 1.0, 1.0 / double(F::correction(rows + n_common)), 0.0, 0.0, 0};
       for (int64_t t = begin; t < end; ++t) add_step(rows, t, width, out);
+      const FadingConstants constants = constants_of(rows + begin * width);
       std::fill_n(out[end].moment, n_terms, 0.0);
-      for (int64_t t = end - 1; t >= 0; --t)
-        if (!lead_moment(rows, t, width, out) && t < begin) break;
-      return constants_of(rows + begin * width);
+      for (int64_t t = end - 1; t >= 0; --t) {
+        // Otherwise 1 / r grows faster than the moment fades, and the sums of its powers without end.
+        const bool changes = constants.matters > 0 && lead_moment(rows, t, width, out);
+        if (!changes && t < begin) break;
+      }
+      return constants;
     }
   }
 
@@ -218,12 +222,14 @@ class FadingSeries {
     // end, by what 1 / (r + epsilon) grows until the second sum, and the ratio of terms.
     const FadingStep& last = steps.series[std::min((goes_on ? to : from) + constants.horizon, steps.n_steps)];
     const double corrections = before.start / last.start, later = goes_on ? 1.0 / ratio : 1.0;
-    const double of_epsilon =
-        constants.matters > 0 ? 0.6 * (corrections * constants.matters - 1.0) : corrections * constants.falls;
-    const double of_pull = corrections * constants.falls / (1.0 - constants.moment_decay);
-    const double terms = later * (constants.epsilon * of_epsilon + pull * of_pull);
+    const double grows = later * corrections * constants.falls;
+    const double of_epsilon = 0.6 * later * (corrections * constants.matters - 1.0);
+    const double of_pull = grows / (1.0 - constants.moment_decay);
+    // Without epsilon: that r stays above what d never falls below.
+    const double floor = F::has_maximum ? most_moment * constants.least * grows : 0.0;
+    const double terms = constants.epsilon * of_epsilon + pull * of_pull + floor;
     const bool holds = before.part == after.part;
-    set(debt.most_before, i, !holds ? -1.0 : terms > 0 ? most_moment * scale / terms : SKOPTIM_INFINITY);
+    set(debt.most_before, i, holds && constants.matters > 0 ? most_moment * scale / terms : -1.0);
     set(debt.most_after, i, !holds ? -1.0 : pull > 0 || lasso ? most_pull : SKOPTIM_INFINITY);
   }
 

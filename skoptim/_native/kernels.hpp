@@ -55,7 +55,7 @@ struct FadingConstants {
   double moment_decay;
   int64_t horizon;        // steps after which nothing is left of a moment
   double falls;           // by what 1 / r grows meanwhile, beside the correction
-  double matters;         // and while the last term of the moments' sum has most of its weight; 0 if it only grows
+  double matters;         // and while the last term of the moments' sum has most of its weight; 0 if there is no such sum
 };
 
 // A block of prepared scalars; see owed.hpp for the fields.

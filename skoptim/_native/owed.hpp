@@ -210,6 +210,7 @@ double steps_to_replay(const T* row, bool closed_idle) {
   const Common<T> c = load_common(row);
   if (pulls<Rule>(c) && !closed_idle) return SKOPTIM_INFINITY;
   const double memory = Rule::memory(row + n_common);
+  if (memory >= 1.0) return SKOPTIM_INFINITY;
   return memory > 0 ? math::log(1e-18) / math::log(memory) : 0.0;
 }
 #endif
