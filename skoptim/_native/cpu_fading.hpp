@@ -316,10 +316,10 @@ class FadingReplay {
   template <class C>
   using Debt = typename Series::template Debt<C>;
   static constexpr int n_lanes = Series::n_lanes;
-  // Steps between divisions; their denominators are multiplied, so these must be neither too small nor
-  // too large.
+  // Steps between divisions; their denominators are multiplied, so these must not be too large (nor too small, see
+  // `fades`).
   static constexpr int chunk = sizeof(T) == 8 ? 4 : 2;
-  static constexpr double smallest = sizeof(T) == 8 ? 1e-60 : 1e-15, largest = sizeof(T) == 8 ? 1e60 : 1e15;
+  static constexpr double largest = sizeof(T) == 8 ? 1e60 : 1e15;
   // Steps between two looks at whether anything still moves.
   static constexpr int between_looks = 16;
   // A closed form costs about as much as so many steps of vectors.
