@@ -7,7 +7,7 @@
 
 SKOPTIM_BEGIN
 
-// Without a gradient and without L1 these rules do, from step to step,
+// Without a gradient, these rules do from step to step, under L2,
 //   m *= moment_decay, r *= root_decay, w = (shrink w - step m / d) / (1 + metric l2 / d)
 // where r is the root of a slot over `correction`, d = r + epsilon, and metric / d is the step of `bounded`; with
 // a maximum, r is the slot itself and d = r = max(r, epsilon).
@@ -15,26 +15,8 @@ template <class Rule>
 struct Fading {
   static constexpr bool holds = false;
 };
-template <bool amsgrad>
-struct Fading<Adam<amsgrad>> {
-  static constexpr bool holds = true, has_moment = true, has_maximum = false;
-  static constexpr int moment = 0, average = 1, root = amsgrad ? 2 : 1;
-  template <class T>
-  static T moment_decay(const T* k) { return k[0]; }
-  template <class T>
-  static T decay(const T* k) { return k[1]; }
-  template <class T>
-  static T epsilon(const T* k) { return k[2]; }
-  template <class T>
-  static T correction(const T* k) { return k[4]; }
-  // In units of the learning rate.
-  template <class T>
-  static T step(const T* k) { return T(1) / k[3]; }
-  template <class T>
-  static T metric(const T* k) { return T(1) / k[3]; }
-};
-template <>
-struct Fading<Nadam> {
+// What Adam and its variants have in common; where one differs, it hides a member.
+struct FadingMoments {
   static constexpr bool holds = true, has_moment = true, has_maximum = false;
   static constexpr int moment = 0, average = 1, root = 1;
   template <class T>
@@ -43,6 +25,22 @@ struct Fading<Nadam> {
   static T decay(const T* k) { return k[1]; }
   template <class T>
   static T epsilon(const T* k) { return k[2]; }
+  template <class T>
+  static T correction(const T*) { return T(1); }
+  // In units of the learning rate.
+  template <class T>
+  static T step(const T* k) { return T(1) / k[3]; }
+  template <class T>
+  static T metric(const T* k) { return T(1) / k[3]; }
+};
+template <bool amsgrad>
+struct Fading<Adam<amsgrad>> : FadingMoments {
+  static constexpr int root = amsgrad ? 2 : 1;
+  template <class T>
+  static T correction(const T* k) { return k[4]; }
+};
+template <>
+struct Fading<Nadam> : FadingMoments {
   template <class T>
   static T correction(const T* k) { return k[5]; }
   template <class T>
@@ -51,34 +49,19 @@ struct Fading<Nadam> {
   static T metric(const T*) { return T(1); }
 };
 template <>
-struct Fading<Adamax> {
-  static constexpr bool holds = true, has_moment = true, has_maximum = true;
-  static constexpr int moment = 0, average = 1, root = 1;
-  template <class T>
-  static T moment_decay(const T* k) { return k[0]; }
-  template <class T>
-  static T decay(const T* k) { return k[1]; }
-  template <class T>
-  static T epsilon(const T* k) { return k[2]; }
-  template <class T>
-  static T correction(const T*) { return T(1); }
-  template <class T>
-  static T step(const T* k) { return T(1) / k[3]; }
-  template <class T>
-  static T metric(const T* k) { return T(1) / k[3]; }
+struct Fading<Adamax> : FadingMoments {
+  static constexpr bool has_maximum = true;
 };
 template <>
-struct Fading<RMSprop<false, false>> {
-  static constexpr bool holds = true, has_moment = false, has_maximum = false;
-  static constexpr int moment = 0, average = 0, root = 0;
+struct Fading<RMSprop<false, false>> : FadingMoments {
+  static constexpr bool has_moment = false;
+  static constexpr int average = 0, root = 0;
   template <class T>
   static T moment_decay(const T*) { return T(0); }
   template <class T>
   static T decay(const T* k) { return k[0]; }
   template <class T>
   static T epsilon(const T* k) { return k[1]; }
-  template <class T>
-  static T correction(const T*) { return T(1); }
   template <class T>
   static T step(const T*) { return T(0); }
   template <class T>
@@ -243,7 +226,6 @@ class FadingSeries {
   }
 
  private:
-  static double pull_of(const Common<T>& c, const T* k) { return double(c.learning_rate) * F::metric(k) * c.l2; }
   static double epsilon_of(const T* k) { return F::has_maximum ? 0.0 : double(F::epsilon(k)); }
 
   static void add_step(const T* rows, int64_t t, int64_t width, FadingStep* out) {
@@ -251,7 +233,7 @@ class FadingSeries {
     const T* const k = rows + t * width + n_common;
     FadingStep& before = out[t];
     FadingStep& after = out[t + 1];
-    const double epsilon = epsilon_of(k), pull = pull_of(c, k);
+    const double epsilon = epsilon_of(k), rate = c.learning_rate, pull = rate * F::metric(k) * c.l2;
     before.limit = F::metric(k) * larger(c.l1, c.l2);
     before.lead = F::moment_decay(k) * F::step(k) / F::metric(k);
     after.start = 1.0 / double(F::correction(k));
@@ -259,7 +241,7 @@ class FadingSeries {
     after.q = before.q * root_ratio<Rule>(rows, t, width);
     after.decay = before.decay - math::log(double(c.shrink));
     // (epsilon + pull)^n - epsilon^n, without cancellation, over n q^n
-    double excess = pull, power = epsilon, scale = 1.0 / after.q, lasso = double(c.learning_rate) * F::metric(k) * c.l1;
+    double excess = pull, power = epsilon, scale = 1.0 / after.q, lasso = rate * F::metric(k) * c.l1;
     for (int n = 0; n < n_terms; ++n) {
       after.pull[n] = before.pull[n] + (lasso + excess / (n + 1)) * scale;
       excess = (epsilon + pull) * excess + pull * power;
@@ -278,7 +260,7 @@ class FadingSeries {
   static bool lead_moment(const T* rows, int64_t t, int64_t width, FadingStep* out) {
     const Common<T> c = load_common(rows + t * width);
     const T* const k = rows + t * width + n_common;
-    const double epsilon = epsilon_of(k), pull = pull_of(c, k), step = double(c.learning_rate) * F::step(k);
+    const double epsilon = epsilon_of(k), rate = c.learning_rate, pull = rate * F::metric(k) * c.l2, step = rate * F::step(k);
     const double decay = F::moment_decay(k) / double(c.shrink), by = 1.0 / root_ratio<Rule>(rows, t, width);
     const double* const next = out[t + 1].moment;
     // In powers of u' = 1 / d: step u' + (1 + pull u') S. With u = 1 / (r + epsilon) before the step,
@@ -303,13 +285,14 @@ class FadingSeries {
   }
 };
 
-// Numbers that each step of a record adds to what `FadingReplay` reads: see `fill`.
+// Numbers that each step of a record adds to what `FadingDebts` reads: see `fill`.
 constexpr int n_fading_factors = 5;
 
-// Replays the steps of `Fading` rules. The weight is kept as a quotient, of which only every few steps one
-// is taken: a division costs more than the rest of a step.
+// Pays the debts of `Fading` rules, by their series as far as these hold, and else by replaying the steps. There the
+// weight is kept as a quotient, of which only every few steps one is taken: a division costs more than the rest of
+// a step.
 template <class Rule, class T>
-class FadingReplay {
+class FadingDebts {
   using F = Fading<Rule>;
   using Series = FadingSeries<Rule, T>;
   using Lanes = typename Series::Lanes;
@@ -338,8 +321,8 @@ class FadingReplay {
         T* const f = out + t * n_fading_factors;
         f[0] = T(root_ratio<Rule>(rows, t, width));
         f[1] = c.learning_rate * F::step(k);
-        f[2] = c.learning_rate * F::metric(k) * c.l2;
         f[3] = F::metric(k) * c.l2;
+        f[2] = c.learning_rate * f[3];
         f[4] = c.shrink;
       }
   }
@@ -387,16 +370,13 @@ class FadingReplay {
           fade[j] = math::exp(double(to - from[j]) * log_fade);
           decay[j] = math::exp(double(to - from[j]) * log_decay);
         }
-        Tile<1> tile{};
-        load<1>(part.w, size, tile.w);
-        if (F::has_moment) load<1>(part.slots[F::moment], size, tile.m);
-        load<1>(part.slots[F::root], size, tile.r);
-        T* const roots = reinterpret_cast<T*>(tile.r);
+        Lanes start;
         Debt<Lanes> debt;
         for (int j = 0; j < n_lanes; ++j) {
-          if (!F::has_maximum) roots[j] = math::sqrt(roots[j]) * T(steps.series[from[j]].start);
+          start[j] = T(steps.series[from[j]].start);
           Series::fill(debt, j, steps, from[j], to, fade[j]);
         }
+        Tile<1> tile = load_tile<1>(part, size, start);
         const auto left = leap<F::has_moment>(tile, debt, steps.fading);
         for (int64_t j = 0; j < size; ++j) {
           if (from[j] == to) continue;
@@ -405,7 +385,7 @@ class FadingReplay {
           else if (steps.fading.l1 > 0)
             replay_lasso(part.from(j), steps, from[j], to);
           else if (pay(part.from(j), 1, steps, from[j], to) == 0)
-            pay_slowly(part.from(j), steps, from[j], to);
+            pay_each<Rule>(part.from(j), T(1), nullptr, 1, steps, from[j], to);
         }
       }
     }
@@ -451,6 +431,20 @@ class FadingReplay {
       for (int64_t i = 0; i < size; ++i) (*to)[i] = from[i];
     }
   }
+  // `start` is that of the first step that is owed, one for all, or one each.
+  template <int n_vectors, class C>
+  static Tile<n_vectors> load_tile(const Run<T>& run, int64_t size, C start) {
+    Tile<n_vectors> tile{};
+    load<n_vectors>(run.w, size, tile.w);
+    if (F::has_moment) load<n_vectors>(run.slots[F::moment], size, tile.m);
+    load<n_vectors>(run.slots[F::root], size, tile.r);
+    if constexpr (!F::has_maximum) {
+      T* const roots = reinterpret_cast<T*>(tile.r);
+      for (int i = 0; i < n_vectors * n_lanes; ++i) roots[i] = math::sqrt(roots[i]);
+      for (int j = 0; j < n_vectors; ++j) tile.r[j] *= start;
+    }
+    return tile;
+  }
   template <int n_vectors>
   static void store(const Lanes* from, int64_t size, T* to) {
     if (size == n_vectors * n_lanes)
@@ -461,19 +455,11 @@ class FadingReplay {
 
   // Returns false, and changes nothing, if numbers are too large.
   template <int n_vectors>
-  static bool pay(const Run<T>& run, int64_t size, const Steps<T>& steps, int64_t from,
-                  int64_t to, const Debt<T>& debt, T faded, T decayed) {
-    Tile<n_vectors> tile{};
-    load<n_vectors>(run.w, size, tile.w);
-    if (F::has_moment) load<n_vectors>(run.slots[F::moment], size, tile.m);
-    load<n_vectors>(run.slots[F::root], size, tile.r);
+  static bool pay(const Run<T>& run, int64_t size, const Steps<T>& steps, int64_t from, int64_t to,
+                  const Debt<T>& debt, T faded, T decayed) {
+    Tile<n_vectors> tile = load_tile<n_vectors>(run, size, T(steps.series[from].start));
     auto huge = tile.r[0] > T(largest);
-    T* const roots = reinterpret_cast<T*>(tile.r);
-    if constexpr (!F::has_maximum) {
-      const T start = T(steps.series[from].start);
-      for (int i = 0; i < n_vectors * n_lanes; ++i) roots[i] = math::sqrt(roots[i]) * start;
-    }
-    for (int j = 0; j < n_vectors; ++j) huge |= tile.r[j] > T(largest);
+    for (int j = 1; j < n_vectors; ++j) huge |= tile.r[j] > T(largest);
     if (any(huge)) return false;
     Tile<n_vectors> paid = tile;
     if (to - from >= worth_a_leap && !any(leap<F::has_moment>(paid, debt, steps.fading)))
@@ -497,18 +483,10 @@ class FadingReplay {
     if (F::has_maximum) average = larger(average, T(constants.least));
   }
 
-  // One step after the other.
-  static void pay_slowly(const Run<T>& run, const Steps<T>& steps, int64_t from, int64_t to) {
-    T s[Rule::n_slots];
-    for (int j = 0; j < Rule::n_slots; ++j) s[j] = *run.slots[j];
-    skoptim::SKOPTIM_ARCH::pay<Rule>(*run.w, s, nullptr, T(1), steps, from, to);
-    for (int j = 0; j < Rule::n_slots; ++j) *run.slots[j] = s[j];
-  }
-
   // Under L1, coefficients of one column, as many as a vector has at most.
-  static void pay_lasso(const Run<T>& run, int64_t size, const Steps<T>& steps, int64_t from,
-                        int64_t to, T faded, T decayed) {
-    Tile<1> tile = load_tile(run, size, steps.series[from]);
+  static void pay_lasso(const Run<T>& run, int64_t size, const Steps<T>& steps, int64_t from, int64_t to, T faded,
+                        T decayed) {
+    Tile<1> tile = load_tile<1>(run, size, T(steps.series[from].start));
     Debt<T> debt;
     Series::fill(debt, 0, steps, from, to, faded);
     const auto left = leap<F::has_moment>(tile, debt, steps.fading);
@@ -521,12 +499,11 @@ class FadingReplay {
   }
 
   // Under L1, one coefficient: as far as it holds in closed form, then, where the weight comes to zero, step by step.
-  static void replay_lasso(const Run<T>& run, const Steps<T>& steps, int64_t from,
-                           int64_t to) {
+  static void replay_lasso(const Run<T>& run, const Steps<T>& steps, int64_t from, int64_t to) {
     const double moment_decay = steps.fading.moment_decay, average_decay = F::decay(steps.row(from) + n_common);
     int64_t at_a_time = between_looks / 2;
     for (int64_t t = from; t < to;) {
-      const Tile<1> tile = load_tile(run, 1, steps.series[t]);
+      const Tile<1> tile = load_tile<1>(run, 1, T(steps.series[t].start));
       Tile<1> paid;
       const auto holds = [&](int64_t stop) {
         Debt<T> debt;
@@ -547,19 +524,8 @@ class FadingReplay {
         at_a_time *= 2;
       }
       t = std::min(to, stop + at_a_time);
-      if (stop < t) pay_slowly(run, steps, stop, t);
+      if (stop < t) pay_each<Rule>(run, T(1), nullptr, 1, steps, stop, t);
     }
-  }
-
-  static Tile<1> load_tile(const Run<T>& run, int64_t size, const FadingStep& before) {
-    Tile<1> tile{};
-    load<1>(run.w, size, tile.w);
-    if (F::has_moment) load<1>(run.slots[F::moment], size, tile.m);
-    load<1>(run.slots[F::root], size, tile.r);
-    T* const roots = reinterpret_cast<T*>(tile.r);
-    if (!F::has_maximum)
-      for (int i = 0; i < n_lanes; ++i) roots[i] = math::sqrt(roots[i]) * T(before.start);
-    return tile;
   }
 
   static void scale(T* a, int64_t n, T factor) {
@@ -634,8 +600,7 @@ class FadingReplay {
 
   // The same from step t, as far as it holds for all of a tile; returns the step reached.
   template <int n_vectors>
-  static int64_t leap_far(Tile<n_vectors>& tile, const Steps<T>& steps, int64_t t,
-                          int64_t to, bool moves) {
+  static int64_t leap_far(Tile<n_vectors>& tile, const Steps<T>& steps, int64_t t, int64_t to, bool moves) {
     const double pull = steps.highest_rate[t] * steps.series[t].limit;
     if (!(pull > 0) || to - t < worth_a_leap) return t;
     T smallest = T(largest);
@@ -665,8 +630,7 @@ class FadingReplay {
   }
 
   template <int n_vectors>
-  static void replay(Tile<n_vectors>& tile, const Steps<T>& steps, int64_t from,
-                     int64_t to) {
+  static void replay(Tile<n_vectors>& tile, const Steps<T>& steps, int64_t from, int64_t to) {
     const Tile<n_vectors> first = tile;
     bool moves = F::has_moment, may_leap = true;
     for (int64_t t = from; t < to;) {

@@ -19,7 +19,7 @@ constexpr RuleKernels<T> rule_kernels(const char* name, const char* cpp_type) {
           TouchedDriver<Rule, T>::apply,
           running_sums<Rule, T>,
           Fading<Rule>::holds ? n_fading_factors : 0,
-          FadingReplay<Rule, T>::fill,
+          FadingDebts<Rule, T>::fill,
           FadingSeries<Rule, T>::fill,
           debt_in_steps<Rule, T>,
           rests<Rule, T>,

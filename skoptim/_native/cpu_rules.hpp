@@ -12,10 +12,6 @@ SKOPTIM_BEGIN
 // Behind the parameters of a lambda: a loop around a call does not vectorise.
 #define SKOPTIM_INLINE __attribute__((always_inline))
 
-// A rule without slots still needs an array of length one.
-template <class Rule>
-constexpr int slot_storage = Rule::n_slots > 0 ? Rule::n_slots : 1;
-
 template <class T>
 Steps<T> steps_of(const Block<T>& b) {
   return {b.rows,         b.width,       b.decay,     b.threshold, b.averaged,
@@ -170,7 +166,7 @@ struct RuleDriver {
     if (Rule::contains_penalty && steps.closed_idle)
       return derive_run(run, n, Scalars<Rule, T>(steps.row(to - 1)).with_unit(unit));
     if (Fading<Rule>::holds && !steps.averaging) {
-      const int64_t paid = FadingReplay<Rule, T>::pay(run, n, steps, from, to);
+      const int64_t paid = FadingDebts<Rule, T>::pay(run, n, steps, from, to);
       if (paid == n) return;
       return pay_run_stepwise(run.from(paid), unit, nullptr, n - paid, steps, from, to);
     }
@@ -179,21 +175,10 @@ struct RuleDriver {
 
   static void pay_run_stepwise(const Run<T>& run, T unit, double* average, int64_t n, const Steps<T>& steps,
                                int64_t from, int64_t to) {
-    if (n < worth_vectors || steps.averaging) return pay_each(run, unit, average, n, steps, from, to);
+    if (n < worth_vectors || steps.averaging) return pay_each<Rule>(run, unit, average, n, steps, from, to);
     if constexpr (std::is_same_v<Rule, Adagrad>)
       if (steps.closed_idle) return pay_in_closed_form(run, n, steps, from, to);
     replay(run, unit, n, steps, from, to);
-  }
-
-  // One after the other.
-  static void pay_each(const Run<T>& run, T unit, double* average, int64_t n, const Steps<T>& steps,
-                       int64_t from, int64_t to) {
-    for (int64_t i = 0; i < n; ++i) {
-      T s[slot_storage<Rule>] = {};
-      for (int j = 0; j < n_slots; ++j) s[j] = run.slots[j][i];
-      pay<Rule>(run.w[i], s, average ? average + i : nullptr, unit, steps, from, to);
-      for (int j = 0; j < n_slots; ++j) run.slots[j][i] = s[j];
-    }
   }
 
   // Adagrad: in closed form, and where that does not hold step by step until it does.
@@ -238,14 +223,14 @@ struct RuleDriver {
         const Scalars<Rule, T> k = Scalars<Rule, T>(steps.row(t)).with_unit(unit);
         const bool looks = (t - from) % between_looks == 0;
         if (looks && is_still(part, size, k, steps, t)) {
-          pay_each(part, unit, nullptr, size, steps, t, to);
+          pay_each<Rule>(part, unit, nullptr, size, steps, t, to);
           break;
         }
         if (looks) std::copy_n(part.w, size, before);
         idle_run(part, size, k);
         if (looks && std::equal(before, before + size, part.w) && may_rest(part.w, size, k, steps, t)) {
           // Each finds for itself that it is at rest, which one step tells.
-          if (t + 1 < to) pay_each(part, unit, nullptr, size, steps, t + 1, to);
+          if (t + 1 < to) pay_each<Rule>(part, unit, nullptr, size, steps, t + 1, to);
           break;
         }
       }

@@ -46,7 +46,7 @@ class Record {
     if (Fading<Rule>::holds) {
       factors_.resize(end * n_fading_factors);
       series_.resize(end + 1);
-      FadingReplay<Rule, T>::fill(rows_.data(), begin, end, width, factors_.data());
+      FadingDebts<Rule, T>::fill(rows_.data(), begin, end, width, factors_.data());
       fading_ = FadingSeries<Rule, T>::fill(rows_.data(), begin, end, width, series_.data());
     }
     const bool closed =
@@ -537,7 +537,7 @@ class RuleTable final : public LinearTable<T> {
       if (steps.closed_idle) return pay_adagrad_taken(n, steps);
     if constexpr (single && Fading<Rule>::holds)
       if (!averaging_ && fades<Rule>(steps.row(now_ - 1)))
-        return FadingReplay<Rule, T>::pay_columns(run, n, steps, taken_.mark.data(), now_);
+        return FadingDebts<Rule, T>::pay_columns(run, n, steps, taken_.mark.data(), now_);
     for (int64_t e = 0; e < n; ++e) {
       const int64_t from = int64_t(taken_.mark[e]), i = e * width_;
       if (from < now_)
@@ -569,7 +569,7 @@ class RuleTable final : public LinearTable<T> {
       return;
     for (int64_t e = 0; e < n; ++e)
       if (left_[e] != 0)
-        Driver::pay_each(taken_.run(has_units_).from(e), T(1), nullptr, 1, steps, int64_t(mark[e]), now_);
+        pay_each<Rule>(taken_.run(has_units_).from(e), T(1), nullptr, 1, steps, int64_t(mark[e]), now_);
   }
 
   template <bool single>

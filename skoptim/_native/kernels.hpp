@@ -38,8 +38,8 @@ struct Run {
 // What has been summed up before a step, and what is ahead of it; see cpu_fading.hpp.
 struct FadingStep {
   static constexpr int n_terms = 8;
-  double moment[n_terms];  // the sum S of the moments ahead: coefficients of 1 / r, 1 / r^2, ..., r that before the step
-  double pull[n_terms];    // the sum E of the steps before: of 1 / R, 1 / R^2, ...
+  double moment[n_terms];  // the sum S of the moments ahead: of powers of 1 / (r + epsilon) before the step
+  double pull[n_terms];    // the sum E of the steps before: of powers of 1 / R
   double decay;            // and of 1
   double q;                // product of the ratios of the steps before, since the part began
   double start;            // what the root of the slot is multiplied by, to give r
@@ -55,7 +55,7 @@ struct FadingConstants {
   double moment_decay;
   int64_t horizon;        // steps after which nothing is left of a moment
   double falls;           // by what 1 / r grows meanwhile, beside the correction
-  double matters;         // and while the last term of the moments' sum has most of its weight; 0 if there is no such sum
+  double matters;         // and while the last term of the moments' sum has most of its weight; 0 if it does not fade
 };
 
 // A block of prepared scalars; see owed.hpp for the fields.

@@ -246,4 +246,21 @@ SKOPTIM_HD void pay(T& w, T* s, double* average, T unit, const Steps<T>& steps, 
   }
 }
 
+#ifndef __CUDACC_RTC__
+// A rule without slots still needs an array of length one.
+template <class Rule>
+constexpr int slot_storage = Rule::n_slots > 0 ? Rule::n_slots : 1;
+
+// Pays n coefficients one after the other; `average` may be null.
+template <class Rule, class T>
+void pay_each(const Run<T>& run, T unit, double* average, int64_t n, const Steps<T>& steps, int64_t from, int64_t to) {
+  for (int64_t i = 0; i < n; ++i) {
+    T s[slot_storage<Rule>] = {};
+    for (int j = 0; j < Rule::n_slots; ++j) s[j] = run.slots[j][i];
+    pay<Rule>(run.w[i], s, average ? average + i : nullptr, unit, steps, from, to);
+    for (int j = 0; j < Rule::n_slots; ++j) run.slots[j][i] = s[j];
+  }
+}
+#endif
+
 SKOPTIM_END
