@@ -249,13 +249,22 @@ class Trainer:
             average=float(bool(self.options.average)),
         )
         return self.device.owing_pays(
-            self.optimizer.rule, scalars.rows(), touched, n_columns, width
+            self.optimizer.rule,
+            scalars.rows(),
+            touched,
+            n_columns,
+            width,
+            in_table=self.network.n_layers == 1 and self._runs_compiled,
         )
+
+    @property
+    def _runs_compiled(self) -> bool:
+        """Whether nothing in a step is the user's, and it runs on the CPU."""
+        return self.optimizer.rule is not None and self.network.is_native
 
     def _runs_natively(self) -> bool:
         """Whether a block of steps is one native call."""
-        is_compiled = self.optimizer.rule is not None and self.network.is_native
-        return is_compiled and not (self._lazy and self.network.n_layers > 1)
+        return self._runs_compiled and not (self._lazy and self.network.n_layers > 1)
 
     def _measure_units(self) -> None:
         """Let the units of features, and of the target, know the data; no weight moves."""

@@ -5,8 +5,8 @@ Expected values come from the same training on dense arrays, which steps every w
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 from sklearn.base import clone
+from sparse_data import words
 
 from skoptim import MLPClassifier, SGDClassifier
 from skoptim._training import Trainer
@@ -19,20 +19,6 @@ from skoptim.schedules import InverseScaling, Step, Warmup
 def always_owe(monkeypatch):
     """Owe idle steps even where stepping all columns is cheaper."""
     monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
-
-
-def words(n_samples, n_columns, seed=0):
-    """Return a matrix whose columns are met as often as words are, and labels of three classes.
-
-    Debts last from one step to the whole epoch.
-    """
-    rng = np.random.default_rng(seed)
-    frequency = 1 / np.arange(1, n_columns + 1)
-    rows = np.repeat(np.arange(n_samples), 20)
-    columns = rng.choice(n_columns, size=rows.size, p=frequency / frequency.sum())
-    values = 0.3 * rng.standard_normal(rows.size)
-    X = sp.csr_matrix((values, (rows, columns)), shape=(n_samples, n_columns))
-    return X, np.digitize(X @ rng.standard_normal(n_columns), [-0.5, 0.5])
 
 
 X, Y = words(1500, 1000)

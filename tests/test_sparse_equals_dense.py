@@ -5,6 +5,8 @@ The tolerances are those that the project promises: relative to the largest coef
 float64 and 1e-4 in float32.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -26,6 +28,7 @@ from skoptim.optimizers import (
     Adamax,
     Lion,
     Nadam,
+    NormalizedFTRL,
     ProximalGradient,
     RMSprop,
 )
@@ -842,10 +845,10 @@ def test_csr_equals_dense_when_all_columns_are_stepped(optimizer, penalty, task,
     assert_same_model(*fit_both(estimator, X, make_target(X, kind)), 1e-9)
 
 
-def owing_pays(optimizer, terms, touched, n_columns=100_000, width=1):
+def owing_pays(optimizer, terms, touched, n_columns=100_000, width=1, average=0.0, in_table=True):
     state = optimizer.init(np.zeros(1))
-    rows = optimizer.prepare(state, 10, terms).rows()
-    return cpu.owing_pays(optimizer.rule, rows, touched, n_columns, width)
+    rows = optimizer.prepare(state, 10, terms, average=average).rows()
+    return cpu.owing_pays(optimizer.rule, rows, touched, n_columns, width, in_table=in_table)
 
 
 def test_debts_are_made_only_where_they_are_cheaper():
@@ -869,3 +872,20 @@ def test_debts_are_made_only_where_they_are_cheaper():
     # But it is vectorised where a column has many coefficients.
     assert owing_pays(Adam(0.01), l2, 10_000, width=100)
     assert not owing_pays(Adam(0.01), l2, 50_000, width=100)
+
+
+def test_averages_are_owed_where_they_have_a_closed_form():
+    l2, box = PenaltyTerms(l2=1e-4), PenaltyTerms(l2=1e-4, lower=-1.0, upper=1.0)
+    both = PenaltyTerms(l1=1e-4, l2=1e-4)
+    for optimizer in (SGD(0.1), FTRL(0.1), NormalizedFTRL()):
+        # A table keeps them at no cost for columns at rest, but for clipped weights.
+        assert owing_pays(optimizer, l2, 100, average=1.0), optimizer
+        assert owing_pays(optimizer, both, 100, average=1.0), optimizer
+        assert not owing_pays(optimizer, box, 100, average=1.0), optimizer
+        assert not owing_pays(optimizer, l2, 100, average=1.0, in_table=False), optimizer
+    for in_table in (True, False):
+        adagrad = partial(owing_pays, average=1.0, in_table=in_table)
+        assert adagrad(Adagrad(0.1), l2, 100)
+        assert not adagrad(Adagrad(0.1), both, 100)
+        assert not adagrad(Adagrad(InverseScaling(0.1)), l2, 100)
+        assert not adagrad(Adam(0.1), l2, 100)

@@ -133,7 +133,13 @@ def make_updater(
 
 
 def owing_pays(
-    rule: str, rows: np.ndarray, touched_columns: float, n_columns: int, width: int
+    rule: str,
+    rows: np.ndarray,
+    touched_columns: float,
+    n_columns: int,
+    width: int,
+    *,
+    in_table: bool,
 ) -> bool:
     """Whether owing idle steps to the columns that a batch does not touch is cheaper.
 
@@ -148,8 +154,11 @@ def owing_pays(
         How many there are.
     width : int
         Coefficients of a column.
+    in_table : bool
+        Whether the training would be that of a linear model in a table.
     """
-    return core.owing_pays(rule, np.ascontiguousarray(rows), touched_columns, n_columns, width)
+    rows = np.ascontiguousarray(rows)
+    return core.owing_pays(rule, rows, touched_columns, n_columns, width, in_table)
 
 
 def observe(X: Matrix, rows: Any, n: int, unit: np.ndarray) -> float:

@@ -550,7 +550,13 @@ def make_updater(
 
 
 def owing_pays(
-    rule: str, rows: np.ndarray, touched_columns: float, n_columns: int, width: int
+    rule: str,
+    rows: np.ndarray,
+    touched_columns: float,
+    n_columns: int,
+    width: int,
+    *,
+    in_table: bool,
 ) -> bool:
     """Whether to step the touched columns only, rather than all; not measured on a device yet.
 

@@ -861,17 +861,18 @@ void bind(nb::module_& m, const char* suffix) {
 // all. `rows` are the scalars of some steps. A replayed step costs about eight times a vectorised one; of a
 // column of many coefficients it is vectorised itself, and spares the way to memory.
 bool owing_pays(const std::string& name, Input2d<double> rows, double touched_columns, int64_t n_columns,
-                int64_t of_a_column) {
+                int64_t of_a_column, bool in_table) {
   const RuleKernels<double>& rule = find_rule<double>(name);
   const int64_t n_steps = rows.shape(0), width = rows.shape(1);
   require(n_steps > 0 && width >= rule.info.row_width, "rows: as many scalars as the rule wants");
-  std::vector<double> sums[4];
+  std::vector<double> sums[4], row(rows.data(), rows.data() + width);
   for (auto& sum : sums) sum.resize(n_steps + 1);
-  const bool averaging = rows.data()[average_scalar] != 0;
+  const bool averaging = row[average_scalar] != 0 && !(in_table && rule.averages_in_table(row.data()));
+  if (!averaging) row[average_scalar] = 0;
   if (of_a_column >= 8 && !averaging) return 4.0 * touched_columns < double(n_columns);
   const bool closed = rule.running_sums(rows.data(), 0, n_steps, width, averaging, sums[0].data(),
                                         sums[1].data(), sums[2].data(), sums[3].data());
-  const double replayed = std::min(rule.debt_in_steps(rows.data(), closed),
+  const double replayed = std::min(rule.debt_in_steps(row.data(), closed),
                                    double(n_columns) / std::max(touched_columns, 1.0));
   return 8.0 * touched_columns * (1.0 + replayed) < double(n_columns);
 }
@@ -934,7 +935,8 @@ NB_MODULE(_core, m) {
   });
   m.def("current_isa", [] { return active.load()->name; });
   m.def("use_isa", &use_isa, "name"_a);
-  m.def("owing_pays", &owing_pays, "rule"_a, "rows"_a, "touched_columns"_a, "n_columns"_a, "width"_a);
+  m.def("owing_pays", &owing_pays, "rule"_a, "rows"_a, "touched_columns"_a, "n_columns"_a, "width"_a,
+        "in_table"_a);
   m.def("rests", &rests, "rule"_a, "rows"_a);
   m.def("describe_rules", &describe_rules);
   m.def("describe_activations", &describe_activations);

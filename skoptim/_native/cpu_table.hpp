@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu_averages.hpp"
 #include "cpu_memory.hpp"
 #include "cpu_network.hpp"
 #include "cpu_rules.hpp"
@@ -26,6 +27,28 @@ enum class Owing {
 constexpr bool stores_weights(Owing owing) { return owing != Owing::derived; }
 constexpr bool has_marks(Owing owing) { return owing >= Owing::thresholded; }
 constexpr bool scales(Owing owing) { return owing == Owing::scaled || owing == Owing::thresholded; }
+
+// The cheapest way in which a step can be owed.
+template <class Rule, class T>
+Owing cheapest_owing(const Scalars<Rule, T>& row, bool averaging) {
+  const Common<T>& c = row.common;
+  if constexpr (Rule::contains_penalty) {
+    // Without beta the state says nothing of a weight that has had no gradient.
+    return row.own[0] > T(0) && !(averaging && is_boxed(c)) ? Owing::derived : Owing::recorded;
+  } else if constexpr (std::is_same_v<Rule, SGD>) {
+    // A weight that starts outside of a box is brought in by its first step.
+    const UniformStep step = Idle<SGD>::one_step(c, row.own);
+    if (is_boxed(c) || !step.holds) return Owing::recorded;
+    return step.amount > 0 ? Owing::thresholded : Owing::scaled;
+  }
+  return Owing::recorded;
+}
+
+// Whether a table keeps averages at no cost for columns that are not touched.
+template <class Rule, class T>
+bool averages_in_table(const T* row) {
+  return AveragedPaths<Rule, T>::holds && cheapest_owing(Scalars<Rule, T>(row), true) != Owing::recorded;
+}
 
 // The scalars of the steps since all debts were paid, for tables that keep account by step numbers.
 template <class Rule, class T>
@@ -122,6 +145,7 @@ template <class Rule, class T>
 class RuleTable final : public LinearTable<T> {
   using Driver = RuleDriver<Rule, T>;
   using Row = Scalars<Rule, T>;
+  using Paths = AveragedPaths<Rule, T>;
   static constexpr int n_slots = Rule::n_slots;
   // The scalars of owed steps take no more memory than this.
   static constexpr int64_t record_bytes = 16 << 20;
@@ -157,7 +181,9 @@ class RuleTable final : public LinearTable<T> {
         std::copy_n(slots[j] + i, width_, record + (int(stores_weight()) + j) * width_);
       if (averaging_) std::memcpy(record + layout_.average, average + i, width_ * sizeof(double));
       if (has_units_) record[layout_.unit] = unit[c];
+      if (has_units_) largest_unit_ = larger(largest_unit_, effective(unit[c]));
     }
+    start_account();
     const int64_t n = n_columns_ * width_;
     rest_.intercept.assign(w + n, w + n + width_);
     for (int j = 0; j < n_slots; ++j) rest_.slots[j].assign(slots[j] + n, slots[j] + n + width_);
@@ -184,7 +210,9 @@ class RuleTable final : public LinearTable<T> {
   }
 
   void settle() override {
-    if (layout_.owing == Owing::derived || (layout_.owing == Owing::recorded && now_ == 0)) return;
+    const bool owes_average = keeps_paths() && !paths_.is_empty();
+    if (layout_.owing == Owing::derived && !owes_average) return;
+    if (layout_.owing == Owing::recorded && now_ == 0) return;
     keep_everything();
     visit_all([&](int64_t, int64_t n) { put(n, 0.0); });
     start_account();
@@ -276,6 +304,7 @@ class RuleTable final : public LinearTable<T> {
     kept_.rest = rest_;
     kept_.layout = layout_;
     kept_.now = now_;
+    kept_.sums = paths_.sums();
     kept_.keeping = true;
   }
 
@@ -283,6 +312,7 @@ class RuleTable final : public LinearTable<T> {
     if (kept_.all) {
       records_ = std::move(kept_.table);
       record_ = std::move(kept_.record);
+      paths_ = std::move(kept_.paths);
     } else {
       put_back_kept();
     }
@@ -291,6 +321,7 @@ class RuleTable final : public LinearTable<T> {
     now_ = kept_.now;
     in_force_ = &rest_.row;
     record_.truncate(now_);
+    paths_.go_back(kept_.sums);
     forget();
   }
 
@@ -299,6 +330,7 @@ class RuleTable final : public LinearTable<T> {
     kept_.n = 0;
     kept_.table = Memory<T>();
     kept_.record = Record<Rule, T>();
+    kept_.paths = Paths();
     kept_.keeping = kept_.all = false;
   }
 
@@ -366,6 +398,8 @@ class RuleTable final : public LinearTable<T> {
     std::vector<T> records;
     Memory<T> table;
     Record<Rule, T> record;
+    Paths paths;
+    typename Paths::Sums sums;
     Rest rest;
     Layout layout;
     int64_t now = 0;
@@ -374,6 +408,22 @@ class RuleTable final : public LinearTable<T> {
   T* at(int64_t column) { return records_.data() + column * layout_.size; }
   bool is_worker() const { return shared_ != &rest_; }
   bool stores_weight() const { return stores_weights(layout_.owing); }
+
+  // Whether averages are kept as `AveragedPaths` does.
+  template <Owing owing>
+  static constexpr bool keeps_paths() { return Paths::holds && owing != Owing::recorded; }
+  bool keeps_paths() const { return averaging_ && Paths::holds && layout_.owing != Owing::recorded; }
+
+  // Adds `times` what they hold of the columns taken out, as these lie in the table.
+  template <Owing owing, class Mark>
+  void add_paths(double times, int64_t n, Mark mark) {
+    if (paths_.is_empty()) return;
+    const Run<T> run = taken_.run(has_units_);
+    if constexpr (Paths::holds && has_marks(owing))
+      paths_.add(times, run, n * width_, mark, taken_.average.data());
+    else if constexpr (Paths::holds)
+      paths_.add(times, run, n * width_, NoMarks{}, taken_.average.data());
+  }
 
   void lay_out(Owing owing) {
     constexpr int64_t of_double = sizeof(double) / sizeof(T);
@@ -385,7 +435,6 @@ class RuleTable final : public LinearTable<T> {
     layout_.size = layout_.average + (averaging_ ? of_double * width_ : 0);
     records_ = Memory<T>(n_columns_ * layout_.size + copied_at_once);
     outgrows_cache_ = n_columns_ * layout_.size * int64_t(sizeof(T)) > cache_bytes;
-    start_account();
   }
 
   // Copies the scalars in force, which `train_steps` holds.
@@ -400,29 +449,16 @@ class RuleTable final : public LinearTable<T> {
     rest_.threshold = 0.0;
     record_.truncate(0);
     now_ = 0;
+    paths_.begin(largest_unit_);
   }
 
   // The cheapest way in which these steps can be owed.
   Owing owing_for(const ScalarBlock<T>& block) const {
-    if (averaging_) return Owing::recorded;
-    bool thresholds = false;
+    Owing owing = Owing::derived;
     ScalarReader<Rule, T> rows(block);
-    for (int64_t t = 0; t < (block.n_varying ? block.n_steps : 1); ++t) {
-      const Row& row = rows(t);
-      const Common<T>& c = row.common;
-      if constexpr (Rule::contains_penalty) {
-        // Without beta the state says nothing of a weight that has had no gradient.
-        return row.own[0] > T(0) ? Owing::derived : Owing::recorded;
-      } else if constexpr (std::is_same_v<Rule, SGD>) {
-        // A weight that starts outside of a box is brought in by its first step.
-        const UniformStep step = Idle<SGD>::one_step(c, row.own);
-        if (is_boxed(c) || !step.holds) return Owing::recorded;
-        thresholds = thresholds || step.amount > 0;
-      } else {
-        return Owing::recorded;
-      }
-    }
-    return thresholds ? Owing::thresholded : Owing::scaled;
+    for (int64_t t = 0; t < (block.n_varying ? block.n_steps : 1); ++t)
+      owing = std::max(owing, cheapest_owing<Rule>(rows(t), averaging_));
+    return owing;
   }
 
   // Lays the table out anew where a block needs another way of owing.
@@ -433,11 +469,13 @@ class RuleTable final : public LinearTable<T> {
     keep_everything();
     const int64_t size = n_columns_ * width_ + width_;
     std::vector<T> values[1 + max_slots], unit(has_units_ ? n_columns_ : 0);
+    std::vector<double> average(averaging_ ? size : 0);
     for (int j = 0; j <= n_slots; ++j) values[j].resize(size);
     T* slots[max_slots] = {values[1].data(), values[2].data(), values[3].data()};
     T* const units = has_units_ ? unit.data() : nullptr;
-    store(values[0].data(), slots, nullptr, units, true);
-    load(values[0].data(), slots, nullptr, units, needed);
+    double* const averages = averaging_ ? average.data() : nullptr;
+    store(values[0].data(), slots, averages, units, true);
+    load(values[0].data(), slots, averages, units, needed);
   }
 
   // Taking columns out, with their weights paid up to now, and putting them back. Of tables that scale,
@@ -470,6 +508,8 @@ class RuleTable final : public LinearTable<T> {
       for (int64_t e = 0; e < n; ++e)
         std::memcpy(&taken_.average[e * width], records + number[e] * size + layout_.average,
                     width * sizeof(double));
+    if (keeps_paths<owing>() && averaging_)
+      add_paths<owing>(1.0, n, [mark = taken_.mark.data(), width](int64_t i) { return mark[i / width]; });
     pay_taken<single, owing>(n);
   }
 
@@ -534,7 +574,7 @@ class RuleTable final : public LinearTable<T> {
     if (now_ == 0) return;
     const Steps<T> steps = steps_->steps();
     if constexpr (single && std::is_same_v<Rule, Adagrad>)
-      if (steps.closed_idle) return pay_adagrad_taken(n, steps);
+      if (steps.closed_idle && !averaging_) return pay_adagrad_taken(n, steps);
     if constexpr (single && Fading<Rule>::holds)
       if (!averaging_ && fades<Rule>(steps.row(now_ - 1)))
         return FadingDebts<Rule, T>::pay_columns(run, n, steps, taken_.mark.data(), now_);
@@ -628,9 +668,13 @@ class RuleTable final : public LinearTable<T> {
         continue;
       }
       if (rest_.decay < smallest_decay && !is_worker()) settle();
+      if constexpr (keeps_paths<owing>())
+        if (averaging_ && !paths_.suits(row, rest_.decay)) settle();
       const int64_t begin = step * task.batch_size, n = std::min(task.batch_size, task.n_samples - begin);
       loss += task.batch_size == 1 ? train_row<single, owing>(task, begin, row)
                                    : train_batch<single, owing>(task, begin, n, row);
+      if constexpr (keeps_paths<owing>())
+        if (averaging_) paths_.count(row, rest_.decay, rest_.threshold);
     }
     keep_row(*in_force_);
     return loss;
@@ -710,8 +754,26 @@ class RuleTable final : public LinearTable<T> {
 
   void learn_unit(int64_t column, T unit) {
     keep_columns(&column, 1);
-    change_unit(at(column), effective(unit));
-    at(column)[layout_.unit] = unit;
+    T* const record = at(column);
+    add_path(1.0, record);
+    change_unit(record, effective(unit));
+    record[layout_.unit] = unit;
+    largest_unit_ = larger(largest_unit_, effective(unit));
+    add_path(-1.0, record);
+  }
+
+  // The same for all coefficients of one column, where they lie.
+  void add_path(double times, T* record) {
+    if constexpr (Paths::holds && Rule::contains_penalty) {
+      if (!averaging_ || !keeps_paths() || paths_.is_empty()) return;
+      Run<T> run = run_of(record, record);
+      std::vector<T> unit(width_, effective(record[layout_.unit]));
+      std::vector<double> average(width_);
+      run.unit = unit.data();
+      std::memcpy(average.data(), record + layout_.average, width_ * sizeof(double));
+      paths_.add(times, run, width_, NoMarks{}, average.data());
+      std::memcpy(record + layout_.average, average.data(), width_ * sizeof(double));
+    }
   }
 
   // Lets the state of a column stand for the same weights in another unit.
@@ -876,7 +938,11 @@ class RuleTable final : public LinearTable<T> {
       Driver::update_run(run, g, factor, size, now);
     if (now.common.group_l1 > T(0))
       for (int64_t e = 0; e < n; ++e) Driver::shrink_group(run.w + e * width_, width_, now);
-    if (averaging_) Driver::add_to_average(taken_.average.data(), run.w, size, now.common);
+    if (!averaging_) return;
+    if constexpr (keeps_paths<owing>())
+      add_paths<owing>(-1.0, n, [this](int64_t) { return mark<owing>(); });
+    else
+      Driver::add_to_average(taken_.average.data(), run.w, size, now.common);
   }
 
   template <bool single>
@@ -967,6 +1033,7 @@ class RuleTable final : public LinearTable<T> {
     std::swap(records_, changed);
     kept_.table = std::move(changed);
     kept_.record = record_;
+    kept_.paths = paths_;
     kept_.all = true;
   }
 
@@ -980,6 +1047,8 @@ class RuleTable final : public LinearTable<T> {
   Row scaled_;  // those of the step under way, for weights as they are stored
   T scaled_gradient_ = T(1);
   Record<Rule, T> record_;
+  Paths paths_;  // what averaged weights add up to, if `keeps_paths`
+  T largest_unit_ = T(1);
   int64_t now_ = 0;  // steps of the record that were taken
   Columns<T> taken_;
   std::vector<int32_t> places_, position_;

@@ -141,6 +141,8 @@ struct RuleKernels {
   // What paying the debt of a column costs, in replayed steps of one coefficient.
   double (*debt_in_steps)(const T* row, bool closed_idle);
   bool (*rests)(const T* row);
+  // Whether a table keeps averages of such steps at no cost for columns that are not touched.
+  bool (*averages_in_table)(const T* row);
   LinearTable<T>* (*make_table)(int64_t n_columns, int64_t width, bool has_units, bool averaging,
                                 int64_t row_width);
 };

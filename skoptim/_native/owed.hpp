@@ -35,6 +35,7 @@ struct Steps {
 template <class Rule>
 struct Idle {
   static constexpr bool closed = false;
+  static constexpr bool averages = false;     // whether the averaged weights of such steps have a closed form, too
   static constexpr bool keeps_state = false;  // whether such a step leaves the state arrays as they are
 };
 
@@ -46,7 +47,7 @@ SKOPTIM_HD T derived_weight(T w, const T* s, const Scalars<Rule, T>& last) {
 // The rules whose weight is a function of the state and of the last step's scalars.
 template <class Rule>
 struct DerivedIdle {
-  static constexpr bool closed = true, keeps_state = true;
+  static constexpr bool closed = true, averages = false, keeps_state = true;
 
   template <class T>
   SKOPTIM_HD static bool sums(const Common<T>&, const T*, double*, double*) { return true; }
@@ -73,7 +74,7 @@ struct UniformStep {
 
 template <class Rule>
 struct UniformIdle {
-  static constexpr bool closed = true, keeps_state = Rule::n_slots == 0;
+  static constexpr bool closed = true, averages = false, keeps_state = Rule::n_slots == 0;
 
   template <class T>
   SKOPTIM_HD static UniformStep one_step(const Common<T>& c, const T* k) {
@@ -119,7 +120,7 @@ struct Idle<SGDMomentum> : UniformIdle<SGDMomentum> {};
 // l1 / d times the sum of the rates. `decay` is the sum of the rates, `threshold` of their squares.
 template <>
 struct Idle<Adagrad> {
-  static constexpr bool closed = true, keeps_state = true;
+  static constexpr bool closed = true, averages = true, keeps_state = true;
 
   template <class T>
   SKOPTIM_HD static bool sums(const Common<T>& c, const T*, double* decay, double* threshold) {
@@ -156,6 +157,35 @@ struct Idle<Adagrad> {
     w = rest > 0 ? T(sign(double(w)) * rest) : (rest <= 0 ? T(0) : w);
     return true;
   }
+
+  // Whether the averaged weights have a closed form in a step, as in the first one of the record.
+  template <class T>
+  SKOPTIM_HD static bool sums_averages(const Common<T>& c, const Common<T>& first) {
+    return c.learning_rate == first.learning_rate && (c.l1 == T(0) || c.l2 == T(0));
+  }
+
+  // The sum of the averaged weights of such steps; false unless the last ones are averaged, and no others.
+  template <class T>
+  SKOPTIM_HD static bool sum(T w, const T* s, const Steps<T>& steps, int64_t from, int64_t to, double* sum) {
+    const T* row = steps.row(from);
+    const Common<T> c = load_common(row);
+    const double n = double(to - from), n_averaged = steps.averaged[to] - steps.averaged[from];
+    const bool all_last = steps.averaged[to] - steps.averaged[to - int64_t(n_averaged)] == n_averaged;
+    if (!all_last) return false;
+    const double h = double(c.learning_rate) / (double(math::sqrt(s[0])) + row[n_common]), magnitude = absolute(double(w));
+    double last = n;
+    if (c.l1 > T(0) && magnitude < h * c.l1 * n) last = double(int64_t(magnitude / (h * c.l1)));
+    const double before = n - n_averaged, count = larger(last - before, 0.0);
+    if (c.l2 > T(0)) {
+      const double exponent = math::log1p(h * c.l2);
+      const double first = magnitude * math::exp(-exponent * (before + 1.0));
+      *sum = exponent > 0 ? first * (math::expm1(-exponent * count) / math::expm1(-exponent)) : first * count;
+    } else {
+      *sum = count * (magnitude - h * c.l1 * 0.5 * (before + 1.0 + last));
+    }
+    *sum *= sign(double(w));
+    return true;
+  }
 };
 
 // Fills the running sums of the steps begin..end of a record; returns whether the closed form holds
@@ -164,7 +194,7 @@ template <class Rule, class T>
 SKOPTIM_HD bool running_sums(const T* rows, int64_t begin, int64_t end, int64_t width,
                              bool averaging, double* decay, double* threshold, double* averaged,
                              double* highest_rate) {
-  bool closed = Idle<Rule>::closed && !averaging;
+  bool closed = Idle<Rule>::closed && (Idle<Rule>::averages || !averaging);
   if (begin == 0) {
     decay[0] = 1.0;
     threshold[0] = averaged[0] = 0.0;
@@ -175,6 +205,8 @@ SKOPTIM_HD bool running_sums(const T* rows, int64_t begin, int64_t end, int64_t 
     averaged[t + 1] = averaged[t] + c.average;
     decay[t + 1] = decay[t];
     threshold[t + 1] = threshold[t];
+    if constexpr (Idle<Rule>::averages)
+      closed = closed && (!averaging || Idle<Rule>::sums_averages(c, load_common(rows)));
     if constexpr (Idle<Rule>::closed)
       closed = Idle<Rule>::sums(c, k, decay + t, threshold + t) && c.group_l1 == T(0) &&
                (Rule::contains_penalty || (c.lower <= T(0) && c.upper >= T(0))) && closed;
@@ -222,14 +254,19 @@ SKOPTIM_HD void pay(T& w, T* s, double* average, T unit, const Steps<T>& steps, 
   for (int64_t t = from; t < to; ++t) {
     const Scalars<Rule, T> now = Scalars<Rule, T>(steps.rows + t * steps.width).with_unit(unit);
     const Common<T>& c = now.common;
-    if constexpr (Idle<Rule>::closed)
+    if constexpr (Idle<Rule>::closed) {
       // A first weight outside the box is brought in by one replayed step.
-      if (steps.closed_idle && (Rule::contains_penalty || w == clamp(w, c.lower, c.upper)) &&
-          Idle<Rule>::still(w, s, steps.highest_rate[t], now.own) &&
-          Idle<Rule>::pay(w, s, unit, steps, t, to)) {
+      bool closed = steps.closed_idle && (Rule::contains_penalty || w == clamp(w, c.lower, c.upper)) &&
+                    Idle<Rule>::still(w, s, steps.highest_rate[t], now.own);
+      double sum = 0.0;
+      if constexpr (Idle<Rule>::averages)
+        if (closed && steps.averaging) closed = Idle<Rule>::sum(w, s, steps, t, to, &sum);
+      if (closed && Idle<Rule>::pay(w, s, unit, steps, t, to)) {
         Rule::coast(s, now.own, T(to - t));
+        if (steps.averaging) *average += sum;
         return;
       }
+    }
     const T before = w;
     update<Rule>(w, T(0), s, c, now.own);
     if (steps.averaging) *average += double(c.average) * w;

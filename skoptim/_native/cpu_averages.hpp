@@ -1,0 +1,253 @@
+// Averaging in a table, at no cost for columns that are not touched; see cpu_table.hpp.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+#include "kernels.hpp"
+#include "owed.hpp"
+
+SKOPTIM_BEGIN
+
+// Without a gradient, the weight of a column goes a way that its state tells. Let F be what the averaged weights of
+// that column would add up to, had its state been all along, since the account was begun, what it is now. The
+// sum that is wanted is F plus a number that stays the same while the state does: this is what a record holds. When
+// the state changes, F of the old one is added to it, and F of the new one taken off.
+// Of all rules, so it is with those whose weights are a function of the state and of sums over the steps.
+template <class Rule, class T>
+class AveragedPaths {
+ public:
+  static constexpr bool holds = false;
+  struct Sums {};
+  void begin(double) {}
+  bool is_empty() const { return true; }
+  Sums sums() const { return {}; }
+  void go_back(const Sums&) {}
+};
+
+// Sums over the first steps of an account, for each number of steps, and a threshold that has grown meanwhile.
+class History {
+ public:
+  // `sums` are those before the threshold began to grow.
+  void begin(int64_t n_sums, const double* sums) {
+    n_sums_ = n_sums;
+    thresholds_.clear();
+    sums_.assign(sums, sums + n_sums);
+  }
+  void append(double threshold, const double* sums) {
+    thresholds_.push_back(threshold);
+    sums_.insert(sums_.end(), sums, sums + n_sums_);
+  }
+  void truncate(int64_t n_steps) {
+    thresholds_.resize(n_steps);
+    sums_.resize((n_steps + 1) * n_sums_);
+  }
+  int64_t n_steps() const { return int64_t(thresholds_.size()); }
+  int64_t bytes() const { return int64_t((thresholds_.size() + sums_.size()) * sizeof(double)); }
+  double last() const { return thresholds_.back(); }
+  // Those over the steps before the threshold came to a magnitude.
+  const double* sums_below(double magnitude) const { return &sums_[steps_below(magnitude) * n_sums_]; }
+
+ private:
+  int64_t steps_below(double magnitude) const {
+    const int64_t n = n_steps();
+    if (n == 0 || thresholds_[n - 1] < magnitude) return n;
+    if (!(thresholds_[0] < magnitude)) return 0;
+    // Mostly a threshold grows by the same amount in every step.
+    const double part = (magnitude - thresholds_[0]) / (thresholds_[n - 1] - thresholds_[0]);
+    const int64_t guess = int64_t(part * double(n - 1));
+    int64_t low = std::max<int64_t>(guess - 1, 0), high = std::min(guess + 2, n - 1);
+    for (int64_t by = 2; !(thresholds_[low] < magnitude); by *= 2) low = std::max<int64_t>(low - by, 0);
+    for (int64_t by = 2; thresholds_[high] < magnitude; by *= 2) high = std::min(high + by, n - 1);
+    const double* const all = thresholds_.data();
+    return std::partition_point(all + low, all + high, [=](double t) { return t < magnitude; }) - all;
+  }
+  int64_t n_sums_ = 0;
+  std::vector<double> thresholds_, sums_;
+};
+
+// In place of a function that gives the mark of a coefficient: there is no threshold.
+struct NoMarks {};
+
+// The memory that a history may take; then the account is begun anew.
+constexpr int64_t history_bytes = 16 << 20;
+
+// A weight is decay sign(v) (V - threshold), until that is zero, where v is the weight as it is stored, scaled, and
+// V = |v| + the threshold when it was paid. So F is a sum of decays times V minus one of decays times thresholds.
+template <class T>
+class AveragedPaths<SGD, T> {
+  using Row = Scalars<SGD, T>;
+  // What is stored, and F, grow as the decay falls, and with them what rounding loses.
+  static constexpr double smallest_decay = 1e-2;
+
+ public:
+  static constexpr bool holds = true;
+  struct Sums {
+    double values[2] = {};  // of decays, and of these times thresholds
+    int64_t n_recorded = 0;
+  };
+
+  void begin(double) {
+    sums_ = Sums();
+    history_.begin(2, sums_.values);
+  }
+  bool is_empty() const { return sums_.values[0] == 0 && history_.n_steps() == 0; }
+  // Whether the account may go on with a step.
+  bool suits(const Row&, double decay) const { return decay > smallest_decay && history_.bytes() < history_bytes; }
+  // After a step of the table.
+  void count(const Row& row, double decay, double threshold) {
+    sums_.values[0] += double(row.common.average) * decay;
+    sums_.values[1] += double(row.common.average) * decay * threshold;
+    threshold > 0 ? history_.append(threshold, sums_.values) : history_.begin(2, sums_.values);
+  }
+  // Adds `times` F to the averages of n coefficients; `mark(i)` is the threshold when coefficient i was paid.
+  template <class Mark>
+  void add(double times, const Run<T>& run, int64_t n, Mark mark, double* average) const {
+    const T* const v = run.w;
+    if constexpr (std::is_same_v<Mark, NoMarks>) {
+      const double factor = times * sums_.values[0];
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) average[i] += factor * double(v[i]);
+    } else {
+      for (int64_t i = 0; i < n; ++i) {
+        if (v[i] == T(0)) continue;
+        const double size = absolute(double(v[i])) + mark(i);
+        const double* const sums = history_.sums_below(size);
+        average[i] += times * double(sign(v[i])) * (size * sums[0] - sums[1]);
+      }
+    }
+  }
+  Sums sums() const {
+    Sums sums = sums_;
+    sums.n_recorded = history_.n_steps();
+    return sums;
+  }
+  // Forgets the steps since `sums` was taken.
+  void go_back(const Sums& sums) {
+    sums_ = sums;
+    history_.truncate(sums.n_recorded);
+  }
+
+ private:
+  Sums sums_;
+  History history_;
+};
+
+// In a step with the strengths l1 and l2 the weight is -u sign(z) (|z| - u l1) / (c + u^2 l2), until that is zero, with
+// c = (beta + u root) / alpha. In powers of q = u^2 / (c + u^2 L), for an L about which l2 stays,
+// 1 / (c + u^2 l2) is the sum of (-q (l2 - L))^n q / u^2: so F is made of sums of (l2 - L)^n, and of these times l1.
+template <bool square_root, class T>
+class AveragedPaths<FTRL<square_root>, T> {
+  using Rule = FTRL<square_root>;
+  using Row = Scalars<Rule, T>;
+  static constexpr int n_terms = 10;
+  // Of q |l2 - L|, the ratio of successive terms: the terms left out are below 7e-13 of the first.
+  static constexpr double most = 0.06;
+
+ public:
+  static constexpr bool holds = true;
+  struct Sums {
+    double values[2 * n_terms] = {};  // of the powers, and of these times l1
+    int64_t n_steps = 0, n_recorded = 0;
+  };
+
+  // `unit` is the largest of all columns.
+  void begin(double unit) {
+    sums_ = Sums();
+    largest_unit_ = unit;
+  }
+  bool is_empty() const { return sums_.n_steps == 0; }
+  bool suits(const Row& row, double) const {
+    if (is_empty()) return true;
+    const double l2 = row.common.l2, l1 = row.common.l1;
+    if (double(row.own[0]) != beta_ || double(row.own[3]) != inverse_alpha_) return false;
+    if ((l1 > 0) != is_lasso_ || (l2 > 0) != is_ridge_) return false;
+    if (is_lasso_ && (l1 < history_.last() || history_.bytes() > history_bytes)) return false;
+    return absolute(l2 - l2_) <= most * (least_ + l2_);
+  }
+  void count(const Row& row, double, double) {
+    const double l1 = row.common.l1, l2 = row.common.l2;
+    if (is_empty()) {
+      beta_ = row.own[0];
+      inverse_alpha_ = row.own[3];
+      is_lasso_ = l1 > 0;
+      is_ridge_ = l2 > 0;
+      least_ = beta_ * inverse_alpha_ / (largest_unit_ * largest_unit_);
+      // It will grow.
+      l2_ = is_ridge_ ? l2 + most * (least_ + l2) : 0.0;
+      history_.begin(2 * n_terms, sums_.values);
+    }
+    double power = row.common.average;
+    for (int n = 0; n < n_terms; ++n) {
+      sums_.values[n] += power;
+      sums_.values[n_terms + n] += power * l1;
+      power *= l2 - l2_;
+    }
+    ++sums_.n_steps;
+    if (is_lasso_) history_.append(l1, sums_.values);
+  }
+  template <class Mark>
+  void add(double times, const Run<T>& run, int64_t n, Mark, double* average) const {
+    if (!is_lasso_) return add_all<false, n_terms>(times, run, n, average);
+    is_ridge_ ? add_all<true, n_terms>(times, run, n, average) : add_all<true, 1>(times, run, n, average);
+    // Weights that L1 has brought to zero since the account began.
+    const double last = history_.last();
+    const T* const z = run.slots[0];
+    for (int64_t i = 0; i < n; ++i) {
+      const double magnitude = absolute(double(z[i])) / (run.unit ? double(run.unit[i]) : 1.0);
+      if (magnitude > last) continue;
+      average[i] += times * path<n_terms>(z[i], run.slots[1][i], run.unit ? double(run.unit[i]) : 1.0,
+                                          history_.sums_below(magnitude));
+    }
+  }
+  Sums sums() const {
+    Sums sums = sums_;
+    sums.n_recorded = history_.n_steps();
+    return sums;
+  }
+  void go_back(const Sums& sums) {
+    sums_ = sums;
+    history_.truncate(sums.n_recorded);
+  }
+
+ private:
+  template <bool lasso, int terms>
+  void add_all(double times, const Run<T>& run, int64_t n, double* average) const {
+    if (run.unit)
+      add_loop<lasso, terms>(times, run, n, average, [unit = run.unit](int64_t i) { return double(unit[i]); });
+    else
+      add_loop<lasso, terms>(times, run, n, average, [](int64_t) { return 1.0; });
+  }
+  template <bool lasso, int terms, class Unit>
+  [[gnu::always_inline]] void add_loop(double times, const Run<T>& run, int64_t n, double* average, Unit unit) const {
+    const T *const z = run.slots[0], *const root = run.slots[1];
+    const double last = lasso ? history_.last() : 0.0;
+    double sums[2 * n_terms];
+    std::copy_n(sums_.values, 2 * n_terms, sums);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) {
+      const double f = path<terms>(z[i], root[i], unit(i), sums);
+      average[i] += !lasso || absolute(double(z[i])) / unit(i) > last ? times * f : 0.0;
+    }
+  }
+  // F of one coefficient. The sums of powers, then those times l1.
+  template <int terms>
+  [[gnu::always_inline]] double path(double z, double root, double u, const double* sums) const {
+    const double inverse = 1.0 / ((beta_ + u * root) * inverse_alpha_ + u * u * l2_), q = u * u * inverse;
+    double of_z = sums[terms - 1], of_l1 = sums[n_terms + terms - 1];
+    for (int j = terms - 2; j >= 0; --j) {
+      of_z = sums[j] - q * of_z;
+      of_l1 = sums[n_terms + j] - q * of_l1;
+    }
+    return -u * inverse * (z * of_z - math::copysign(u, z) * of_l1);
+  }
+
+  Sums sums_;
+  History history_;
+  double beta_ = 0, inverse_alpha_ = 0, largest_unit_ = 1;
+  double l2_ = 0, least_ = 0;  // L, and the least c / u^2
+  bool is_lasso_ = false, is_ridge_ = false;
+};
+
+SKOPTIM_END
