@@ -1,4 +1,4 @@
-"""What Adam and its kin owe columns that a batch does not touch, in closed form and replayed.
+"""What a momentum, Adam and its kin owe columns that a batch does not touch.
 
 Expected values come from the same training on dense arrays, which steps every weight every time.
 """
@@ -10,9 +10,9 @@ from sparse_data import words
 
 from skoptim import MLPClassifier, SGDClassifier
 from skoptim._training import Trainer
-from skoptim.optimizers import Adam, Adamax, Nadam, RMSprop
+from skoptim.optimizers import SGD, Adam, Adamax, Nadam, RMSprop
 from skoptim.penalties import ElasticNet
-from skoptim.schedules import InverseScaling, Step, Warmup
+from skoptim.schedules import InverseScaling, OneCycle, Step, Warmup
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +25,13 @@ X, Y = words(1500, 1000)
 BINARY = (Y > 0).astype(int)
 
 OPTIMIZERS = {
+    "momentum": SGD(0.02, momentum=0.9),
+    "nesterov": SGD(0.02, momentum=0.9, nesterov=True),
+    "momentum-short": SGD(0.2, momentum=0.5),
+    # Under L2 = 0.01 its weights shrink faster than the momentum fades.
+    "momentum-long": SGD(0.02, momentum=0.99),
+    "momentum-decay": SGD(0.02, momentum=0.9, weight_decay=1e-2),
+    "momentum-cycle": SGD(OneCycle(0.05, total_steps=4000), momentum=0.95),
     "adam": Adam(1e-3),
     "adam-fast": Adam(1e-2),
     "adam-long-memory": Adam(1e-2, beta_1=0.99, beta_2=0.99),
@@ -131,7 +138,9 @@ def test_a_penalty_that_is_bounded_between_two_looks(alpha):
 
 
 @pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
-@pytest.mark.parametrize("name", ["adam", "adam-short-memory", "amsgrad", "adamax", "nadam"])
+@pytest.mark.parametrize(
+    "name", ["momentum-long", "adam", "adam-short-memory", "amsgrad", "adamax", "nadam"]
+)
 def test_debts_over_blocks_of_a_stream(name, penalty):
     model = SGDClassifier(
         "log_loss", optimizer=OPTIMIZERS[name], random_state=0, shuffle=False, **penalty

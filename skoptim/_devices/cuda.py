@@ -450,7 +450,7 @@ class Updater:
         self._steps = {
             **{
                 name: empty(n_steps + 1, np.float64)
-                for name in ("decay", "threshold", "averaged", "highest_rate")
+                for name in ("decay", "threshold", "averaged", "highest_rate", "lead")
             },
             "closed_idle": empty(1, np.int32),
             "rows": self._rows,

@@ -548,10 +548,11 @@ class Updater {
     threshold_.resize(block_.n_steps + 1);
     averaged_.resize(block_.n_steps + 1);
     highest_rate_.resize(block_.n_steps + 1);
+    lead_.resize(block_.n_steps + 1);
     block_.averaging = parameters_.average != nullptr;
     block_.closed_idle = rule_.running_sums(block_.rows, 0, block_.n_steps, block_.width, block_.averaging,
                                            decay_.data(), threshold_.data(), averaged_.data(),
-                                            highest_rate_.data());
+                                            highest_rate_.data(), lead_.data());
     if (rule_.n_factors > 0) {
       factors_.resize(block_.n_steps * rule_.n_factors);
       rule_.fill_factors(block_.rows, 0, block_.n_steps, block_.width, factors_.data());
@@ -564,6 +565,7 @@ class Updater {
     block_.threshold = threshold_.data();
     block_.averaged = averaged_.data();
     block_.highest_rate = highest_rate_.data();
+    block_.lead = lead_.data();
   }
 
   const RuleKernels<T>& rule_;
@@ -579,7 +581,7 @@ class Updater {
   std::vector<int32_t> paid_;
   std::vector<T> factors_, gradient_;
   std::vector<FadingStep> series_;
-  std::vector<double> decay_, threshold_, averaged_, highest_rate_;
+  std::vector<double> decay_, threshold_, averaged_, highest_rate_, lead_;
 };
 
 // A linear model while it is trained on CSR data, see cpu_table.hpp.
@@ -865,13 +867,13 @@ bool owing_pays(const std::string& name, Input2d<double> rows, double touched_co
   const RuleKernels<double>& rule = find_rule<double>(name);
   const int64_t n_steps = rows.shape(0), width = rows.shape(1);
   require(n_steps > 0 && width >= rule.info.row_width, "rows: as many scalars as the rule wants");
-  std::vector<double> sums[4], row(rows.data(), rows.data() + width);
+  std::vector<double> sums[5], row(rows.data(), rows.data() + width);
   for (auto& sum : sums) sum.resize(n_steps + 1);
   const bool averaging = row[average_scalar] != 0 && !(in_table && rule.averages_in_table(row.data()));
   if (!averaging) row[average_scalar] = 0;
   if (of_a_column >= 8 && !averaging) return 4.0 * touched_columns < double(n_columns);
   const bool closed = rule.running_sums(rows.data(), 0, n_steps, width, averaging, sums[0].data(),
-                                        sums[1].data(), sums[2].data(), sums[3].data());
+                                        sums[1].data(), sums[2].data(), sums[3].data(), sums[4].data());
   const double replayed = std::min(rule.debt_in_steps(row.data(), closed),
                                    double(n_columns) / std::max(touched_columns, 1.0));
   return 8.0 * touched_columns * (1.0 + replayed) < double(n_columns);

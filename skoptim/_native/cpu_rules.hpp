@@ -4,6 +4,7 @@
 
 #include "cpu_adagrad.hpp"
 #include "cpu_fading.hpp"
+#include "cpu_uniform.hpp"
 #include "kernels.hpp"
 #include "owed.hpp"
 
@@ -14,9 +15,9 @@ SKOPTIM_BEGIN
 
 template <class T>
 Steps<T> steps_of(const Block<T>& b) {
-  return {b.rows,         b.width,       b.decay,     b.threshold, b.averaged,
-          b.highest_rate, b.closed_idle, b.averaging, b.factors,
-          b.series,       b.n_steps,     b.fading};
+  return {b.rows, b.width,       b.decay,     b.threshold, b.averaged, b.highest_rate,
+          b.lead, b.closed_idle, b.averaging, b.factors,   b.series,   b.n_steps,
+          b.fading};
 }
 
 template <class Rule, class T>
@@ -178,6 +179,8 @@ struct RuleDriver {
     if (n < worth_vectors || steps.averaging) return pay_each<Rule>(run, unit, average, n, steps, from, to);
     if constexpr (std::is_same_v<Rule, Adagrad>)
       if (steps.closed_idle) return pay_in_closed_form(run, n, steps, from, to);
+    if constexpr (is_uniform_idle<Rule>)
+      if (pays_uniformly<Rule>(steps)) return pay_uniform_run(run, n, steps, from, to);
     replay(run, unit, n, steps, from, to);
   }
 
@@ -210,6 +213,21 @@ struct RuleDriver {
         for (int64_t stop = std::min<int64_t>(to, t + between_looks); t < stop; ++t)
           idle_run({w, {accumulator, nullptr, nullptr}, nullptr}, left, Scalars<Rule, T>(steps.row(t)));
       }
+    }
+  }
+
+  // SGD: one debt for all.
+  static void pay_uniform_run(const Run<T>& run, int64_t n, const Steps<T>& steps, int64_t from, int64_t to) {
+    const T* const row = steps.row(from);
+    const double fade = math::pow(double(Rule::memory(row + n_common)), double(to - from));
+    const FadedDebt debt{UniformDebt::of(steps, from, to, fade), fade};
+    T left[replayed_together];
+    for (int64_t i = 0; i < n; i += replayed_together) {
+      const Run<T> part = run.from(i);
+      const int64_t size = std::min<int64_t>(replayed_together, n - i);
+      if (!pay_uniform<Rule>(part, size, row, [=](int64_t) { return debt; }, left)) continue;
+      for (int64_t j = 0; j < size; ++j)
+        if (left[j] != T(0)) pay_each<Rule>(part.from(j), T(1), nullptr, 1, steps, from, to);
     }
   }
 

@@ -65,7 +65,7 @@ class Record {
       const bool same = load_common(&rows_[t * width]).learning_rate == load_common(&rows_[0]).learning_rate;
       one_rate_ = same && (t == 0 || one_rate_);
     }
-    for (auto* sums : {&decay_, &threshold_, &averaged_, &highest_rate_}) sums->resize(end + 1);
+    for (auto* sums : {&decay_, &threshold_, &averaged_, &highest_rate_, &lead_}) sums->resize(end + 1);
     if (Fading<Rule>::holds) {
       factors_.resize(end * n_fading_factors);
       series_.resize(end + 1);
@@ -74,7 +74,7 @@ class Record {
     }
     const bool closed =
         running_sums<Rule>(rows_.data(), begin, end, width, averaging, decay_.data(),
-                           threshold_.data(), averaged_.data(), highest_rate_.data());
+                           threshold_.data(), averaged_.data(), highest_rate_.data(), lead_.data());
     closed_ = closed && (begin == 0 || closed_);
     n_steps_ = end;
   }
@@ -83,12 +83,12 @@ class Record {
   bool has_one_rate() const { return one_rate_; }
   int64_t bytes() const {
     const int64_t of_fading = Fading<Rule>::holds ? n_fading_factors * sizeof(T) + sizeof(FadingStep) : 0;
-    return n_steps_ * int64_t(width_ * sizeof(T) + 4 * sizeof(double) + of_fading);
+    return n_steps_ * int64_t(width_ * sizeof(T) + 5 * sizeof(double) + of_fading);
   }
   Steps<T> steps() const {
     return {rows_.data(),     width_,               decay_.data(), threshold_.data(),
-            averaged_.data(), highest_rate_.data(), closed_,       averaging_,
-            Fading<Rule>::holds ? factors_.data() : nullptr,
+            averaged_.data(), highest_rate_.data(), lead_.data(),  closed_,
+            averaging_,       Fading<Rule>::holds ? factors_.data() : nullptr,
             series_.data(),   n_steps_,             fading_};
   }
 
@@ -96,7 +96,7 @@ class Record {
   std::vector<T> rows_, factors_;
   std::vector<FadingStep> series_;
   FadingConstants fading_{};
-  std::vector<double> decay_, threshold_, averaged_, highest_rate_;
+  std::vector<double> decay_, threshold_, averaged_, highest_rate_, lead_;
   int64_t n_steps_ = 0, width_ = 0;
   bool closed_ = false, averaging_ = false, one_rate_ = true;
 };
@@ -575,6 +575,9 @@ class RuleTable final : public LinearTable<T> {
     const Steps<T> steps = steps_->steps();
     if constexpr (single && std::is_same_v<Rule, Adagrad>)
       if (steps.closed_idle && !averaging_) return pay_adagrad_taken(n, steps);
+    if constexpr (single && is_uniform_idle<Rule>)
+      if (!averaging_ && pays_uniformly<Rule>(steps))
+        return pay_uniform_taken(n, steps);
     if constexpr (single && Fading<Rule>::holds)
       if (!averaging_ && fades<Rule>(steps.row(now_ - 1)))
         return FadingDebts<Rule, T>::pay_columns(run, n, steps, taken_.mark.data(), now_);
@@ -609,6 +612,25 @@ class RuleTable final : public LinearTable<T> {
       return;
     for (int64_t e = 0; e < n; ++e)
       if (left_[e] != 0)
+        pay_each<Rule>(taken_.run(has_units_).from(e), T(1), nullptr, 1, steps, int64_t(mark[e]), now_);
+  }
+
+  void pay_uniform_taken(int64_t n, const Steps<T>& steps) {
+    const T* const row = steps.row(now_ - 1);
+    const double* const mark = taken_.mark.data();
+    const int64_t now = now_;
+    // (-700: a moment that lasts for one step is gone.)
+    const double log_fade = larger(math::log(double(Rule::memory(row + n_common))), -700.0);
+    left_.resize(std::max<size_t>(left_.size(), n));
+    const auto debt = [=](int64_t e) {
+      // Another worker may have paid more.
+      const int64_t from = std::min(int64_t(mark[e]), now);
+      const double fade = math::exp(double(now - from) * log_fade);
+      return FadedDebt{UniformDebt::of(steps, from, now, fade), fade};
+    };
+    if (!pay_uniform<Rule>(taken_.run(has_units_), n, row, debt, left_.data())) return;
+    for (int64_t e = 0; e < n; ++e)
+      if (left_[e] != T(0))
         pay_each<Rule>(taken_.run(has_units_).from(e), T(1), nullptr, 1, steps, int64_t(mark[e]), now_);
   }
 

@@ -63,7 +63,7 @@ template <class T>
 struct Block {
   const T* rows;
   int64_t n_steps, width;
-  const double *decay, *threshold, *averaged, *highest_rate;
+  const double *decay, *threshold, *averaged, *highest_rate, *lead;
   bool closed_idle, averaging;
   const T* factors;          // see cpu_fading.hpp; null if there are none
   const FadingStep* series;
@@ -132,7 +132,7 @@ struct RuleKernels {
   void (*apply_touched)(const Parameters<T>&, const Touched<T>&, const Layer&, const T* delta, T factor,
                         const T* row, T* g);
   bool (*running_sums)(const T* rows, int64_t begin, int64_t end, int64_t width, bool averaging,
-                       double* decay, double* threshold, double* averaged, double* highest_rate);
+                       double* decay, double* threshold, double* averaged, double* highest_rate, double* lead);
   // What paying idle steps reads, so many numbers a step (0: nothing) and what is known before and after each, and how
   // these are filled.
   int n_factors;

@@ -19,6 +19,7 @@ struct Steps {
   const double* threshold;
   const double* averaged;      // sum of the averaging weights
   const double* highest_rate;  // largest learning rate from a step to the end of the record
+  const double* lead;          // what a moment of 1 would take from a weight until then, see `UniformIdle`
   bool closed_idle;         // the idle steps of this rule have a closed form in this record
   bool averaging;
 #ifndef __CUDACC_RTC__
@@ -32,12 +33,17 @@ struct Steps {
 };
 
 // What a rule does in steps without a gradient, beyond replaying them one by one.
-template <class Rule>
-struct Idle {
+struct NoClosedForm {
   static constexpr bool closed = false;
   static constexpr bool averages = false;     // whether the averaged weights of such steps have a closed form, too
+  static constexpr bool pays_moments = false; // and what a moment moves, unless there is a box
   static constexpr bool keeps_state = false;  // whether such a step leaves the state arrays as they are
+  // What is ahead of a moment, see `Steps`.
+  template <class T>
+  SKOPTIM_HD static double lead(const Common<T>&, const T*, double) { return 0.0; }
 };
+template <class Rule>
+struct Idle : NoClosedForm {};
 
 template <class Rule, class T>
 SKOPTIM_HD T derived_weight(T w, const T* s, const Scalars<Rule, T>& last) {
@@ -46,8 +52,8 @@ SKOPTIM_HD T derived_weight(T w, const T* s, const Scalars<Rule, T>& last) {
 
 // The rules whose weight is a function of the state and of the last step's scalars.
 template <class Rule>
-struct DerivedIdle {
-  static constexpr bool closed = true, averages = false, keeps_state = true;
+struct DerivedIdle : NoClosedForm {
+  static constexpr bool closed = true, keeps_state = true;
 
   template <class T>
   SKOPTIM_HD static bool sums(const Common<T>&, const T*, double*, double*) { return true; }
@@ -65,16 +71,30 @@ struct Idle<FTRL<square_root>> : DerivedIdle<FTRL<square_root>> {};
 
 // One step size h for all coefficients: |w| <- factor |w| - amount, down to zero, where
 // factor = (shrink - rate * coupled_l2) / (1 + h l2) and amount = h l1 / (1 + h l2); and a gradient
-// moves w by `gradient` = 1 / (1 + h l2) times what the rule alone does.
-// `decay` is the product of the factors, `threshold` the sum of amount / decay.
+// moves w by `gradient` = 1 / (1 + h l2) times what the rule alone does, as does a moment, once it has decayed.
+// `decay` is the product of the factors, `threshold` the sum of amount / decay. If a moment m went on to the end of the
+// record, it would take m `lead` from a weight; so for two steps, w - m lead differs by the factor between them.
 struct UniformStep {
   double factor, amount, gradient;
   bool holds;  // whether the step is of that form
 };
 
+// A debt of such steps: a weight w with a moment m becomes decay w - moment m, less `amount` of its size.
+struct UniformDebt {
+  double decay, moment, amount;
+  // `fade` is what is left of 1 of the moment.
+  template <class T>
+  SKOPTIM_HD static UniformDebt of(const Steps<T>& steps, int64_t from, int64_t to, double fade) {
+    const double decay = steps.decay[to] / steps.decay[from];
+    return {decay, decay * steps.lead[from] - fade * steps.lead[to],
+            (steps.threshold[to] - steps.threshold[from]) * steps.decay[to]};
+  }
+};
+
 template <class Rule>
-struct UniformIdle {
-  static constexpr bool closed = true, averages = false, keeps_state = Rule::n_slots == 0;
+struct UniformIdle : NoClosedForm {
+  static constexpr bool closed = true, keeps_state = Rule::n_slots == 0;
+  static constexpr bool has_moment = Rule::n_slots > 0, pays_moments = has_moment;
 
   template <class T>
   SKOPTIM_HD static UniformStep one_step(const Common<T>& c, const T* k) {
@@ -102,11 +122,52 @@ struct UniformIdle {
     return reach <= (sizeof(T) == 4 ? 1e-10 : 1e-18) * absolute(double(w));
   }
 
+  // `lead` before a step, from that after it; infinity where weights shrink faster than a moment fades: it would grow
+  // without end.
   template <class T>
-  SKOPTIM_HD static bool pay(T& w, const T*, T, const Steps<T>& steps, int64_t from, int64_t to) {
-    const double rest = absolute(double(w)) / steps.decay[from] -
-                        (steps.threshold[to] - steps.threshold[from]);
-    w = rest > 0 ? T(sign(double(w)) * rest * steps.decay[to]) : (rest <= 0 ? T(0) : w);
+  SKOPTIM_HD static double lead(const Common<T>& c, const T* k, double next) {
+    if constexpr (has_moment) {
+      const UniformStep step = one_step(c, k);
+      if (!(double(k[0]) <= step.factor)) return SKOPTIM_INFINITY;
+      return double(k[0]) * (double(c.learning_rate) * k[3] * step.gradient + next) / step.factor;
+    }
+    return 0.0;
+  }
+  // The largest moment before a step with which L1 still holds a weight at zero in it, and so ever after.
+  template <class T>
+  SKOPTIM_HD static T held(const Common<T>& c, const T* k) {
+    if constexpr (!has_moment) return T(SKOPTIM_INFINITY);
+    else return k[4] * c.l1 / (k[0] * k[3]);
+  }
+
+  // With `still`, what there is of a moment does not matter. A weight that goes through zero, and on, is left.
+  template <class T>
+  SKOPTIM_HD static bool pay(T& w, const T* s, T, const Steps<T>& steps, int64_t from, int64_t to) {
+    const T* row = steps.row(from);
+    const T* k = row + n_common;
+    const Common<T> c = load_common(row);
+    double m = 0.0, fade = 0.0;
+    bool pushes = false;
+    if constexpr (has_moment)
+      if (!still(w, s, steps.highest_rate[from], k)) {
+        if (is_boxed(c) || !(steps.lead[from] < SKOPTIM_INFINITY)) return false;
+        m = s[0];
+        pushes = c.l1 > T(0) && absolute(m) > held(c, k);
+        if (pushes && w == T(0)) return false;
+        fade = math::pow(double(k[0]), double(to - from));
+      }
+    const UniformDebt debt = UniformDebt::of(steps, from, to, fade);
+    // (The lead may be infinite where no moment is left.)
+    const double moved = debt.decay * w - (m == 0.0 ? 0.0 : debt.moment * m);
+    if (!(c.l1 > T(0))) {
+      w = T(moved);
+      return true;
+    }
+    // The size rises at most at first, if the moment pushes that way, and from then on falls: above zero at the
+    // end it has been so all along.
+    const double rest = sign(double(w)) * moved - debt.amount;
+    if (!(rest > 0) && pushes && sign(double(w)) * m > 0) return false;
+    w = rest > 0 ? T(sign(double(w)) * rest) : (rest <= 0 ? T(0) : w);
     return true;
   }
 };
@@ -119,7 +180,7 @@ struct Idle<SGDMomentum> : UniformIdle<SGDMomentum> {};
 // E = sum of log(1 + x rate_t), |w| + l1/l2 is multiplied by exp(-E); without l2, |w| falls by
 // l1 / d times the sum of the rates. `decay` is the sum of the rates, `threshold` of their squares.
 template <>
-struct Idle<Adagrad> {
+struct Idle<Adagrad> : NoClosedForm {
   static constexpr bool closed = true, averages = true, keeps_state = true;
 
   template <class T>
@@ -189,11 +250,11 @@ struct Idle<Adagrad> {
 };
 
 // Fills the running sums of the steps begin..end of a record; returns whether the closed form holds
-// for them. `highest_rate` is redone from the end of the record down.
+// for them. What lies ahead of a step is redone from the end of the record down.
 template <class Rule, class T>
 SKOPTIM_HD bool running_sums(const T* rows, int64_t begin, int64_t end, int64_t width,
                              bool averaging, double* decay, double* threshold, double* averaged,
-                             double* highest_rate) {
+                             double* highest_rate, double* lead) {
   bool closed = Idle<Rule>::closed && (Idle<Rule>::averages || !averaging);
   if (begin == 0) {
     decay[0] = 1.0;
@@ -211,11 +272,14 @@ SKOPTIM_HD bool running_sums(const T* rows, int64_t begin, int64_t end, int64_t 
       closed = Idle<Rule>::sums(c, k, decay + t, threshold + t) && c.group_l1 == T(0) &&
                (Rule::contains_penalty || (c.lower <= T(0) && c.upper >= T(0))) && closed;
   }
-  highest_rate[end] = 0.0;
+  highest_rate[end] = lead[end] = 0.0;
   for (int64_t t = end - 1; t >= 0; --t) {
-    const double rate = larger(highest_rate[t + 1], double(load_common(rows + t * width).learning_rate));
-    if (t < begin && rate == highest_rate[t]) break;
+    const Common<T> c = load_common(rows + t * width);
+    const double rate = larger(highest_rate[t + 1], double(c.learning_rate));
+    const double of_moment = Idle<Rule>::lead(c, rows + t * width + n_common, lead[t + 1]);
+    if (t < begin && rate == highest_rate[t] && of_moment == lead[t]) break;
     highest_rate[t] = rate;
+    lead[t] = of_moment;
   }
   return closed;
 }
@@ -241,6 +305,9 @@ template <class Rule, class T>
 double steps_to_replay(const T* row, bool closed_idle) {
   const Common<T> c = load_common(row);
   if (pulls<Rule>(c) && !closed_idle) return SKOPTIM_INFINITY;
+  if (closed_idle && Idle<Rule>::pays_moments && !is_boxed(c) &&
+      Idle<Rule>::lead(c, row + n_common, 0.0) < SKOPTIM_INFINITY)
+    return 2.0;
   const double memory = Rule::memory(row + n_common);
   if (memory >= 1.0) return SKOPTIM_INFINITY;
   return memory > 0 ? math::log(1e-18) / math::log(memory) : 0.0;
@@ -256,8 +323,7 @@ SKOPTIM_HD void pay(T& w, T* s, double* average, T unit, const Steps<T>& steps, 
     const Common<T>& c = now.common;
     if constexpr (Idle<Rule>::closed) {
       // A first weight outside the box is brought in by one replayed step.
-      bool closed = steps.closed_idle && (Rule::contains_penalty || w == clamp(w, c.lower, c.upper)) &&
-                    Idle<Rule>::still(w, s, steps.highest_rate[t], now.own);
+      bool closed = steps.closed_idle && (Rule::contains_penalty || w == clamp(w, c.lower, c.upper));
       double sum = 0.0;
       if constexpr (Idle<Rule>::averages)
         if (closed && steps.averaging) closed = Idle<Rule>::sum(w, s, steps, t, to, &sum);

@@ -298,12 +298,13 @@ __global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* avera
                             const T* unit, const int32_t* columns, const int32_t* batch_columns,
                             int64_t batch, int64_t batch_per_step, int64_t n_columns, int64_t width,
                             const T* rows, int64_t row_width, const double* decay, const double* threshold,
-                            const double* averaged, const double* highest_rate, const int32_t* closed_idle,
-                            int32_t* paid, int64_t to, int64_t to_per_step, const int64_t* counter, int64_t stride,
+                            const double* averaged, const double* highest_rate, const double* lead,
+                            const int32_t* closed_idle, int32_t* paid, int64_t to, int64_t to_per_step, const int64_t* counter, int64_t stride,
                             int32_t tile_size) {
   const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit, stride, stride};
   const Steps<T> steps{rows,     row_width,         decay,             threshold,
-                       averaged, highest_rate,      *closed_idle != 0, average != nullptr};
+                       averaged, highest_rate,      lead,              *closed_idle != 0,
+                       average != nullptr};
   const bool grouped = load_common(rows).group_l1 > T(0);
   const int32_t now = int32_t(moved(to, to_per_step, counter));
   const int64_t own = moved(batch, batch_per_step, counter);
@@ -408,10 +409,10 @@ __global__ void settle_derived(T* w, T* slot_0, T* slot_1, T* slot_2, double* av
 template <class Rule, class T>
 __global__ void start_ledger(const T* rows, int64_t n_steps, int64_t row_width, int32_t averaging,
                              double* decay, double* threshold, double* averaged,
-                             double* highest_rate, int32_t* closed_idle) {
+                             double* highest_rate, double* lead, int32_t* closed_idle) {
   if (grid_begin() == 0)
     *closed_idle = running_sums<Rule>(rows, 0, n_steps, row_width, averaging != 0, decay, threshold,
-                                      averaged, highest_rate);
+                                      averaged, highest_rate, lead);
 }
 
 SKOPTIM_END
