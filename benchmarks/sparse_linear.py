@@ -58,9 +58,17 @@ OURS = {
 # Time per epoch.
 
 
-def sklearn_sgd(split: data.Split, penalty: str | None, alpha: float, epochs: int) -> Any:
+def sklearn_sgd(
+    split: data.Split, penalty: str | None, alpha: float, epochs: int, *, average: bool = False
+) -> Any:
     return sk.SGDClassifier(
-        "log_loss", penalty=penalty, alpha=alpha, max_iter=epochs, tol=None, random_state=0
+        "log_loss",
+        penalty=penalty,
+        alpha=alpha,
+        max_iter=epochs,
+        tol=None,
+        random_state=0,
+        average=average,
     ).fit(split.X, split.y)
 
 
@@ -72,6 +80,7 @@ def ours(
     epochs: int,
     *,
     loss: str = "log_loss",
+    average: bool = False,
 ) -> Any:
     return SGDClassifier(
         loss,
@@ -81,6 +90,7 @@ def ours(
         max_iter=epochs,
         tol=None,
         random_state=0,
+        average=average,
     ).fit(split.X, split.y)
 
 
@@ -122,6 +132,9 @@ def epochs_part(name: str) -> None:
 # Every optimizer, one sample a step: what those cost that move weights without a gradient.
 
 EVERY = {
+    "SGD": SGD(0.1),
+    "SGD, momentum": SGD(0.01, momentum=0.9),
+    "NormalizedFTRL": NormalizedFTRL(),
     "FTRL": FTRL(1.0),
     "Adagrad": Adagrad(0.1),
     "Adam": Adam(0.001),
@@ -129,7 +142,6 @@ EVERY = {
     "Nadam": Nadam(0.001),
     "RMSprop": RMSprop(0.001),
     "Adadelta": Adadelta(1.0),
-    "SGD, momentum": SGD(0.1, momentum=0.9),
     "Lion": Lion(1e-4),
 }
 
@@ -138,20 +150,27 @@ def optimizers_part(name: str, alpha: float = 1e-5) -> None:
     split = data.load(name).astype(np.float64)
     print(f"\n### Every optimizer, ns per stored entry (log-loss). {split.describe()}\n")
     measured: dict[str, dict[str, tuple[float, Any]]] = {}
-    for penalty in (None, "l1", "l2"):
-        fits = {"scikit-learn": partial(sklearn_sgd, split, penalty, alpha)}
+    for penalty, average in (
+        (None, False),
+        ("l1", False),
+        ("l2", False),
+        ("l1", True),
+        ("l2", True),
+    ):
+        fits = {"scikit-learn": partial(sklearn_sgd, split, penalty, alpha, average=average)}
         fits |= {
-            label: partial(ours, split, optimizer, penalty, alpha)
+            label: partial(ours, split, optimizer, penalty, alpha, average=average)
             for label, optimizer in EVERY.items()
         }
-        measured[str(penalty)] = seconds_per_epoch(fits, repeats=1)
+        name = (penalty or "no penalty") + (", averaged" if average else "")
+        measured[name] = seconds_per_epoch(fits, repeats=3)
     rows = []
-    for label in measured["None"]:
+    for label in EVERY | {"scikit-learn": None}:
         row = {"model": label}
-        for penalty, results in measured.items():
+        for name, results in measured.items():
             seconds, model = results[label]
             loss = held_out_loss(model, split)
-            row[penalty] = f"{1e9 * seconds / split.X.nnz:.1f} ({loss:.3f})"
+            row[name] = f"{1e9 * seconds / split.X.nnz:.1f} ({loss:.3f})"
         rows.append(row)
     print(table(rows), flush=True)
 

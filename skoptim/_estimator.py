@@ -194,7 +194,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         initial: dict[str, Any] | None = None,
     ) -> Any:
         """Fit, or with `incremental` make one pass that continues the last one."""
-        optimizer = clone(get_optimizer(self.optimizer))
+        optimizer = self._own_optimizer()
         terms = resolve_penalty(self.penalty, self.alpha, self.l1_ratio)
         optimizer.check_penalty(terms)
         self._check_combination(optimizer, incremental, X_val, y_val, sample_weight_val)
@@ -286,6 +286,16 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                     self._run_with_callbacks(trainer, *shared)
         self._publish(trainer, optimizer, place, incremental, adding=incremental and fitted)
         return self
+
+    def _own_optimizer(self) -> Optimizer:
+        """Return a copy of the `optimizer` parameter: that of the last call, if it still is one."""
+        given, live = get_optimizer(self.optimizer), vars(self).get("_live")
+        if live is not None:
+            last = live.trainer.optimizer
+            numbers = all(isinstance(v, int | float | None) for v in vars(given).values())
+            if numbers and type(given) is type(last) and vars(given) == vars(last):
+                return last
+        return clone(given)
 
     def _take_live(self, optimizer: Optimizer) -> Live | None:
         """Return the last training, to go on with, if nothing has been read of it since."""

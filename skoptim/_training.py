@@ -243,7 +243,7 @@ class Trainer:
         touched = min(X.n_stored / max(X.shape[0], 1) * batch_size, n_columns)
         scalars = self.optimizer.prepare(
             self.state,
-            2,
+            2 if self.options.average else 1,  # Averages differ where rates do.
             self.terms,
             batch_size=batch_size,
             average=float(bool(self.options.average)),

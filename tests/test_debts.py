@@ -151,3 +151,19 @@ def test_debts_over_blocks_of_a_stream(name, penalty):
         sparse.partial_fit(X[block], BINARY[block], classes=[0, 1])
         dense.partial_fit(X[block].toarray(), BINARY[block], classes=[0, 1])
     assert_same(sparse.coef_, dense.coef_, np.float64)
+
+
+@pytest.mark.parametrize("penalty", ["l2", "elasticnet"])
+def test_a_momentum_under_a_penalty_that_shrinks_weights_to_nothing(penalty):
+    # The product of the factors of 4,000 steps is 1e-350: no number.
+    model = SGDClassifier(
+        "log_loss",
+        penalty=penalty,
+        alpha=0.2,
+        optimizer=SGD(0.1, momentum=0.9),
+        max_iter=3,
+        tol=None,
+        random_state=0,
+    )
+    sparse, dense = clone(model).fit(X, BINARY), clone(model).fit(X.toarray(), BINARY)
+    assert_same(sparse.coef_, dense.coef_, np.float64)

@@ -863,9 +863,13 @@ def test_debts_are_made_only_where_they_are_cheaper():
         for optimizer in (RMSprop(0.01), Adam(0.01), Adamax(0.01), Nadam(0.01)):
             assert owing_pays(optimizer, penalty, 100), optimizer
             assert not owing_pays(optimizer, penalty, 10_000), optimizer
-    # A momentum fades within some 400 steps, Lion's never.
-    assert owing_pays(SGD(0.1, momentum=0.9), PenaltyTerms(), 10)
-    assert not owing_pays(SGD(0.1, momentum=0.9), PenaltyTerms(), 100)
+    # So has SGD's momentum; but where weights shrink faster than it fades, some 400 steps are
+    # replayed, and Lion's momentum always is.
+    for penalty in (PenaltyTerms(), l2, PenaltyTerms(l1=1e-4, l2=1e-4)):
+        assert owing_pays(SGD(0.1, momentum=0.9), penalty, 1000)
+        assert not owing_pays(SGD(0.1, momentum=0.9), penalty, 10_000)
+    assert owing_pays(SGD(0.1, momentum=0.9), PenaltyTerms(l2=1.0), 10)
+    assert not owing_pays(SGD(0.1, momentum=0.9), PenaltyTerms(l2=1.0), 100)
     assert not owing_pays(Lion(0.01), PenaltyTerms(), 100)
     # Under an elastic net every step would have to be replayed.
     assert not owing_pays(Adam(0.01), PenaltyTerms(l1=1e-4, l2=1e-4), 100)

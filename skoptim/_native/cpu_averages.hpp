@@ -10,11 +10,11 @@
 
 SKOPTIM_BEGIN
 
-// Without a gradient, the weight of a column goes a way that its state tells. Let F be what the averaged weights of
-// that column would add up to, had its state been all along, since the account was begun, what it is now. The
-// sum that is wanted is F plus a number that stays the same while the state does: this is what a record holds. When
-// the state changes, F of the old one is added to it, and F of the new one taken off.
-// Of all rules, so it is with those whose weights are a function of the state and of sums over the steps.
+// For rules whose weights are a function of the state of a column and of sums over the steps so far. Let F be what the
+// averaged weights of a column would add up to, had its state been all along, since the account was begun, what it is
+// now. The sum that is wanted is F plus a number that stays the same while the state does: this is what a record holds.
+// When the state changes, F of the old one is added to it, and F of the new one taken off. Where F could no longer be
+// told exactly (`suits`), the table pays all columns, and begins the account anew.
 template <class Rule, class T>
 class AveragedPaths {
  public:
@@ -44,7 +44,8 @@ class History {
     sums_.resize((n_steps + 1) * n_sums_);
   }
   int64_t n_steps() const { return int64_t(thresholds_.size()); }
-  int64_t bytes() const { return int64_t((thresholds_.size() + sums_.size()) * sizeof(double)); }
+  // It takes no more memory than this.
+  bool is_full() const { return (thresholds_.size() + sums_.size()) * sizeof(double) > (16 << 20); }
   double last() const { return thresholds_.back(); }
   // Those over the steps before the threshold came to a magnitude.
   const double* sums_below(double magnitude) const { return &sums_[steps_below(magnitude) * n_sums_]; }
@@ -56,7 +57,7 @@ class History {
     if (!(thresholds_[0] < magnitude)) return 0;
     // Mostly a threshold grows by the same amount in every step.
     const double part = (magnitude - thresholds_[0]) / (thresholds_[n - 1] - thresholds_[0]);
-    const int64_t guess = int64_t(part * double(n - 1));
+    const int64_t guess = part < 1.0 ? int64_t(part * double(n - 1)) : 0;
     int64_t low = std::max<int64_t>(guess - 1, 0), high = std::min(guess + 2, n - 1);
     for (int64_t by = 2; !(thresholds_[low] < magnitude); by *= 2) low = std::max<int64_t>(low - by, 0);
     for (int64_t by = 2; thresholds_[high] < magnitude; by *= 2) high = std::min(high + by, n - 1);
@@ -69,9 +70,6 @@ class History {
 
 // In place of a function that gives the mark of a coefficient: there is no threshold.
 struct NoMarks {};
-
-// The memory that a history may take; then the account is begun anew.
-constexpr int64_t history_bytes = 16 << 20;
 
 // A weight is decay sign(v) (V - threshold), until that is zero, where v is the weight as it is stored, scaled, and
 // V = |v| + the threshold when it was paid. So F is a sum of decays times V minus one of decays times thresholds.
@@ -93,13 +91,18 @@ class AveragedPaths<SGD, T> {
     history_.begin(2, sums_.values);
   }
   bool is_empty() const { return sums_.values[0] == 0 && history_.n_steps() == 0; }
-  // Whether the account may go on with a step.
-  bool suits(const Row&, double decay) const { return decay > smallest_decay && history_.bytes() < history_bytes; }
+  // Whether the account may go on with a step, from weights that are stored with this decay.
+  bool suits(const Row& row, double decay, double) const {
+    return decay * Idle<SGD>::one_step(row.common, row.own).factor > smallest_decay && !history_.is_full();
+  }
   // After a step of the table.
   void count(const Row& row, double decay, double threshold) {
     sums_.values[0] += double(row.common.average) * decay;
     sums_.values[1] += double(row.common.average) * decay * threshold;
-    threshold > 0 ? history_.append(threshold, sums_.values) : history_.begin(2, sums_.values);
+    if (threshold > 0)
+      history_.append(threshold, sums_.values);
+    else
+      history_.begin(2, sums_.values);
   }
   // Adds `times` F to the averages of n coefficients; `mark(i)` is the threshold when coefficient i was paid.
   template <class Mark>
@@ -126,7 +129,10 @@ class AveragedPaths<SGD, T> {
   // Forgets the steps since `sums` was taken.
   void go_back(const Sums& sums) {
     sums_ = sums;
-    history_.truncate(sums.n_recorded);
+    if (sums.n_recorded > 0)
+      history_.truncate(sums.n_recorded);
+    else
+      history_.begin(2, sums_.values);
   }
 
  private:
@@ -148,7 +154,7 @@ class AveragedPaths<FTRL<square_root>, T> {
  public:
   static constexpr bool holds = true;
   struct Sums {
-    double values[2 * n_terms] = {};  // of the powers, and of these times l1
+    double values[2 * n_terms] = {};  // of the powers in use, and of these times l1
     int64_t n_steps = 0, n_recorded = 0;
   };
 
@@ -158,17 +164,19 @@ class AveragedPaths<FTRL<square_root>, T> {
     largest_unit_ = unit;
   }
   bool is_empty() const { return sums_.n_steps == 0; }
-  bool suits(const Row& row, double) const {
+  bool suits(const Row& row, double, double largest_unit) const {
     if (is_empty()) return true;
+    if (largest_unit > largest_unit_) return false;
     const double l2 = row.common.l2, l1 = row.common.l1;
     if (double(row.own[0]) != beta_ || double(row.own[3]) != inverse_alpha_) return false;
     if ((l1 > 0) != is_lasso_ || (l2 > 0) != is_ridge_) return false;
-    if (is_lasso_ && (l1 < history_.last() || history_.bytes() > history_bytes)) return false;
+    if (is_lasso_ && (l1 < history_.last() || history_.is_full())) return false;
     return absolute(l2 - l2_) <= most * (least_ + l2_);
   }
   void count(const Row& row, double, double) {
     const double l1 = row.common.l1, l2 = row.common.l2;
     if (is_empty()) {
+      if (row.common.average == T(0)) return;
       beta_ = row.own[0];
       inverse_alpha_ = row.own[3];
       is_lasso_ = l1 > 0;
@@ -176,12 +184,12 @@ class AveragedPaths<FTRL<square_root>, T> {
       least_ = beta_ * inverse_alpha_ / (largest_unit_ * largest_unit_);
       // It will grow.
       l2_ = is_ridge_ ? l2 + most * (least_ + l2) : 0.0;
-      history_.begin(2 * n_terms, sums_.values);
+      history_.begin(2 * terms_in_use(), sums_.values);
     }
     double power = row.common.average;
-    for (int n = 0; n < n_terms; ++n) {
+    for (int n = 0; n < terms_in_use(); ++n) {
       sums_.values[n] += power;
-      sums_.values[n_terms + n] += power * l1;
+      sums_.values[terms_in_use() + n] += power * l1;
       power *= l2 - l2_;
     }
     ++sums_.n_steps;
@@ -189,17 +197,10 @@ class AveragedPaths<FTRL<square_root>, T> {
   }
   template <class Mark>
   void add(double times, const Run<T>& run, int64_t n, Mark, double* average) const {
-    if (!is_lasso_) return add_all<false, n_terms>(times, run, n, average);
-    is_ridge_ ? add_all<true, n_terms>(times, run, n, average) : add_all<true, 1>(times, run, n, average);
-    // Weights that L1 has brought to zero since the account began.
-    const double last = history_.last();
-    const T* const z = run.slots[0];
-    for (int64_t i = 0; i < n; ++i) {
-      const double magnitude = absolute(double(z[i])) / (run.unit ? double(run.unit[i]) : 1.0);
-      if (magnitude > last) continue;
-      average[i] += times * path<n_terms>(z[i], run.slots[1][i], run.unit ? double(run.unit[i]) : 1.0,
-                                          history_.sums_below(magnitude));
-    }
+    if (is_ridge_)
+      add_all<n_terms>(times, run, n, average);
+    else
+      add_all<1>(times, run, n, average);
   }
   Sums sums() const {
     Sums sums = sums_;
@@ -212,33 +213,48 @@ class AveragedPaths<FTRL<square_root>, T> {
   }
 
  private:
-  template <bool lasso, int terms>
+  int terms_in_use() const { return is_ridge_ ? n_terms : 1; }
+
+  template <int terms>
   void add_all(double times, const Run<T>& run, int64_t n, double* average) const {
     if (run.unit)
-      add_loop<lasso, terms>(times, run, n, average, [unit = run.unit](int64_t i) { return double(unit[i]); });
+      add_all<terms>(times, run, n, average, [unit = run.unit](int64_t i) { return double(unit[i]); });
     else
-      add_loop<lasso, terms>(times, run, n, average, [](int64_t) { return 1.0; });
+      add_all<terms>(times, run, n, average, [](int64_t) { return 1.0; });
+  }
+  template <int terms, class Unit>
+  void add_all(double times, const Run<T>& run, int64_t n, double* average, Unit unit) const {
+    if (!is_lasso_) return add_loop<false, terms>(times, run, n, average, unit);
+    add_loop<true, terms>(times, run, n, average, unit);
+    // Weights that L1 has brought to zero since the account began.
+    const double last = history_.last();
+    for (int64_t i = 0; i < n; ++i) {
+      const T z = run.slots[0][i];
+      const double u = unit(i), magnitude = absolute(double(z)) / u;
+      if (!(magnitude > last))
+        average[i] += times * path<terms>(z, run.slots[1][i], u, history_.sums_below(magnitude));
+    }
   }
   template <bool lasso, int terms, class Unit>
   [[gnu::always_inline]] void add_loop(double times, const Run<T>& run, int64_t n, double* average, Unit unit) const {
     const T *const z = run.slots[0], *const root = run.slots[1];
     const double last = lasso ? history_.last() : 0.0;
-    double sums[2 * n_terms];
-    std::copy_n(sums_.values, 2 * n_terms, sums);
+    double sums[2 * terms];
+    std::copy_n(sums_.values, 2 * terms, sums);
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) {
       const double f = path<terms>(z[i], root[i], unit(i), sums);
       average[i] += !lasso || absolute(double(z[i])) / unit(i) > last ? times * f : 0.0;
     }
   }
-  // F of one coefficient. The sums of powers, then those times l1.
+  // F of one coefficient.
   template <int terms>
   [[gnu::always_inline]] double path(double z, double root, double u, const double* sums) const {
     const double inverse = 1.0 / ((beta_ + u * root) * inverse_alpha_ + u * u * l2_), q = u * u * inverse;
-    double of_z = sums[terms - 1], of_l1 = sums[n_terms + terms - 1];
+    double of_z = sums[terms - 1], of_l1 = sums[2 * terms - 1];
     for (int j = terms - 2; j >= 0; --j) {
       of_z = sums[j] - q * of_z;
-      of_l1 = sums[n_terms + j] - q * of_l1;
+      of_l1 = sums[terms + j] - q * of_l1;
     }
     return -u * inverse * (z * of_z - math::copysign(u, z) * of_l1);
   }

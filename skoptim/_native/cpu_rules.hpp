@@ -220,7 +220,7 @@ struct RuleDriver {
   static void pay_uniform_run(const Run<T>& run, int64_t n, const Steps<T>& steps, int64_t from, int64_t to) {
     const T* const row = steps.row(from);
     const double fade = math::pow(double(Rule::memory(row + n_common)), double(to - from));
-    const FadedDebt debt{UniformDebt::of(steps, from, to, fade), fade};
+    const UniformDebt debt = UniformDebt::of(steps, from, to, fade);
     T left[replayed_together];
     for (int64_t i = 0; i < n; i += replayed_together) {
       const Run<T> part = run.from(i);

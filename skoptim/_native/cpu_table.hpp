@@ -159,6 +159,10 @@ class RuleTable final : public LinearTable<T> {
   static constexpr int64_t chunk = 512;
   // Numbers of a record; behind the last record there is room for so many.
   static constexpr int64_t copied_at_once = 4;
+  // Looking whether the column of an entry has been copied takes about as long as copying so many bytes of the table.
+  static constexpr int64_t copied_per_entry = 16;
+  // A copy of a table up to this keeps its memory for the next one.
+  static constexpr int64_t spare_bytes = 16 << 20;
 
  public:
   RuleTable(int64_t n_columns, int64_t width, bool has_units, bool averaging, int64_t row_width)
@@ -213,7 +217,7 @@ class RuleTable final : public LinearTable<T> {
     const bool owes_average = keeps_paths() && !paths_.is_empty();
     if (layout_.owing == Owing::derived && !owes_average) return;
     if (layout_.owing == Owing::recorded && now_ == 0) return;
-    keep_everything();
+    keep_account();
     visit_all([&](int64_t, int64_t n) { put(n, 0.0); });
     start_account();
   }
@@ -310,11 +314,13 @@ class RuleTable final : public LinearTable<T> {
 
   void undo() override {
     if (kept_.all) {
-      records_ = std::move(kept_.table);
+      std::swap(records_, kept_.table);
+    } else {
+      put_back_kept(records_);
+    }
+    if (kept_.account) {
       record_ = std::move(kept_.record);
       paths_ = std::move(kept_.paths);
-    } else {
-      put_back_kept();
     }
     rest_ = kept_.rest;
     layout_ = kept_.layout;
@@ -328,10 +334,10 @@ class RuleTable final : public LinearTable<T> {
   void forget() override {
     for (int64_t j = 0; j < kept_.n; ++j) kept_.is_kept[kept_.columns[j] / 64] = 0;
     kept_.n = 0;
-    kept_.table = Memory<T>();
+    if (kept_.table.size() * int64_t(sizeof(T)) > spare_bytes) kept_.table = Memory<T>();
     kept_.record = Record<Rule, T>();
     kept_.paths = Paths();
-    kept_.keeping = kept_.all = false;
+    kept_.keeping = kept_.all = kept_.account = false;
   }
 
  private:
@@ -348,6 +354,8 @@ class RuleTable final : public LinearTable<T> {
 
   void begin_block(const Task<T>& task) {
     change_owing(task);
+    const int64_t n_entries = n_stored(task.x) / std::max<int64_t>(task.x.n_rows, 1) * task.n_samples;
+    if (n_entries * copied_per_entry > records_.size() * int64_t(sizeof(T))) keep_everything();
     if (layout_.owing != Owing::recorded) return;
     if (record_.bytes() > record_bytes) settle();
     record_.append(task.scalars, averaging_);
@@ -389,9 +397,9 @@ class RuleTable final : public LinearTable<T> {
   };
 
   // What was there before a block: the columns that it has changed, each copied before its first change, or,
-  // if `all`, the whole table.
+  // if `all`, the whole table; and the account, if it was begun anew since.
   struct Kept {
-    bool keeping = false, all = false;
+    bool keeping = false, all = false, account = false;
     std::vector<uint64_t> is_kept;  // a bit for each column
     int64_t n = 0;                 // of these there are as many; their memory is used again
     std::vector<int64_t> columns;
@@ -409,15 +417,14 @@ class RuleTable final : public LinearTable<T> {
   bool is_worker() const { return shared_ != &rest_; }
   bool stores_weight() const { return stores_weights(layout_.owing); }
 
-  // Whether averages are kept as `AveragedPaths` does.
-  template <Owing owing>
-  static constexpr bool keeps_paths() { return Paths::holds && owing != Owing::recorded; }
-  bool keeps_paths() const { return averaging_ && Paths::holds && layout_.owing != Owing::recorded; }
+  // Whether averages, if there are any, are kept as `AveragedPaths` does.
+  static constexpr bool has_paths(Owing owing) { return Paths::holds && owing != Owing::recorded; }
+  bool keeps_paths() const { return averaging_ && has_paths(layout_.owing); }
 
   // Adds `times` what they hold of the columns taken out, as these lie in the table.
   template <Owing owing, class Mark>
   void add_paths(double times, int64_t n, Mark mark) {
-    if (paths_.is_empty()) return;
+    if (!averaging_ || paths_.is_empty()) return;
     const Run<T> run = taken_.run(has_units_);
     if constexpr (Paths::holds && has_marks(owing))
       paths_.add(times, run, n * width_, mark, taken_.average.data());
@@ -427,7 +434,7 @@ class RuleTable final : public LinearTable<T> {
 
   void lay_out(Owing owing) {
     constexpr int64_t of_double = sizeof(double) / sizeof(T);
-    keep_everything();
+    keep_account();
     layout_.owing = owing;
     layout_.unit = (int(stores_weight()) + n_slots) * width_;
     layout_.mark = layout_.unit + has_units_;
@@ -466,7 +473,7 @@ class RuleTable final : public LinearTable<T> {
     if (layout_.owing == Owing::recorded) return;
     const Owing needed = owing_for(task.scalars);
     if (needed <= layout_.owing) return;
-    keep_everything();
+    keep_account();
     const int64_t size = n_columns_ * width_ + width_;
     std::vector<T> values[1 + max_slots], unit(has_units_ ? n_columns_ : 0);
     std::vector<double> average(averaging_ ? size : 0);
@@ -508,7 +515,7 @@ class RuleTable final : public LinearTable<T> {
       for (int64_t e = 0; e < n; ++e)
         std::memcpy(&taken_.average[e * width], records + number[e] * size + layout_.average,
                     width * sizeof(double));
-    if (keeps_paths<owing>() && averaging_)
+    if constexpr (has_paths(owing))
       add_paths<owing>(1.0, n, [mark = taken_.mark.data(), width](int64_t i) { return mark[i / width]; });
     pay_taken<single, owing>(n);
   }
@@ -596,9 +603,8 @@ class RuleTable final : public LinearTable<T> {
     const Common<T> c = load_common(row);
     const double* const mark = taken_.mark.data();
     const int64_t now = now_;
-    left_.resize(std::max<size_t>(left_.size(), n));
     const auto pay_all = [&](auto varies, auto debt) {
-      return pay_adagrad<varies()>(taken_.w.data(), taken_.slots[0].data(), n, c, row[n_common], debt, left_.data());
+      return pay_adagrad<varies()>(taken_.w.data(), taken_.slots[0].data(), n, c, row[n_common], debt, left_for(n));
     };
     // Another worker may have paid more.
     const double rate = c.learning_rate;
@@ -608,11 +614,20 @@ class RuleTable final : public LinearTable<T> {
       return AdagradDebt::of(double(now - from), steps.decay[now] - steps.decay[from],
                              steps.threshold[now] - steps.threshold[from]);
     };
-    if (!(steps_->has_one_rate() ? pay_all(std::false_type{}, at_one_rate) : pay_all(std::true_type{}, at_any_rate)))
-      return;
+    if (steps_->has_one_rate() ? pay_all(std::false_type{}, at_one_rate) : pay_all(std::true_type{}, at_any_rate))
+      pay_left(n, steps);
+  }
+
+  // Which of n coefficients have no debt in closed form: marked by one function,
+  T* left_for(int64_t n) {
+    left_.resize(std::max<size_t>(left_.size(), n));
+    return left_.data();
+  }
+  // and paid one by one by the other.
+  void pay_left(int64_t n, const Steps<T>& steps) {
     for (int64_t e = 0; e < n; ++e)
-      if (left_[e] != 0)
-        pay_each<Rule>(taken_.run(has_units_).from(e), T(1), nullptr, 1, steps, int64_t(mark[e]), now_);
+      if (left_[e] != T(0))
+        pay_each<Rule>(taken_.run(has_units_).from(e), T(1), nullptr, 1, steps, int64_t(taken_.mark[e]), now_);
   }
 
   void pay_uniform_taken(int64_t n, const Steps<T>& steps) {
@@ -621,17 +636,12 @@ class RuleTable final : public LinearTable<T> {
     const int64_t now = now_;
     // (-700: a moment that lasts for one step is gone.)
     const double log_fade = larger(math::log(double(Rule::memory(row + n_common))), -700.0);
-    left_.resize(std::max<size_t>(left_.size(), n));
     const auto debt = [=](int64_t e) {
       // Another worker may have paid more.
       const int64_t from = std::min(int64_t(mark[e]), now);
-      const double fade = math::exp(double(now - from) * log_fade);
-      return FadedDebt{UniformDebt::of(steps, from, now, fade), fade};
+      return UniformDebt::of(steps, from, now, math::exp(double(now - from) * log_fade));
     };
-    if (!pay_uniform<Rule>(taken_.run(has_units_), n, row, debt, left_.data())) return;
-    for (int64_t e = 0; e < n; ++e)
-      if (left_[e] != T(0))
-        pay_each<Rule>(taken_.run(has_units_).from(e), T(1), nullptr, 1, steps, int64_t(mark[e]), now_);
+    if (pay_uniform<Rule>(taken_.run(has_units_), n, row, debt, left_for(n))) pay_left(n, steps);
   }
 
   template <bool single>
@@ -690,12 +700,12 @@ class RuleTable final : public LinearTable<T> {
         continue;
       }
       if (rest_.decay < smallest_decay && !is_worker()) settle();
-      if constexpr (keeps_paths<owing>())
-        if (averaging_ && !paths_.suits(row, rest_.decay)) settle();
+      if constexpr (has_paths(owing))
+        if (averaging_ && !paths_.suits(row, rest_.decay, largest_unit_)) settle();
       const int64_t begin = step * task.batch_size, n = std::min(task.batch_size, task.n_samples - begin);
       loss += task.batch_size == 1 ? train_row<single, owing>(task, begin, row)
                                    : train_batch<single, owing>(task, begin, n, row);
-      if constexpr (keeps_paths<owing>())
+      if constexpr (has_paths(owing))
         if (averaging_) paths_.count(row, rest_.decay, rest_.threshold);
     }
     keep_row(*in_force_);
@@ -787,7 +797,7 @@ class RuleTable final : public LinearTable<T> {
   // The same for all coefficients of one column, where they lie.
   void add_path(double times, T* record) {
     if constexpr (Paths::holds && Rule::contains_penalty) {
-      if (!averaging_ || !keeps_paths() || paths_.is_empty()) return;
+      if (!keeps_paths() || paths_.is_empty()) return;
       Run<T> run = run_of(record, record);
       std::vector<T> unit(width_, effective(record[layout_.unit]));
       std::vector<double> average(width_);
@@ -960,10 +970,9 @@ class RuleTable final : public LinearTable<T> {
       Driver::update_run(run, g, factor, size, now);
     if (now.common.group_l1 > T(0))
       for (int64_t e = 0; e < n; ++e) Driver::shrink_group(run.w + e * width_, width_, now);
-    if (!averaging_) return;
-    if constexpr (keeps_paths<owing>())
+    if constexpr (has_paths(owing))
       add_paths<owing>(-1.0, n, [this](int64_t) { return mark<owing>(); });
-    else
+    else if (averaging_)
       Driver::add_to_average(taken_.average.data(), run.w, size, now.common);
   }
 
@@ -1042,21 +1051,27 @@ class RuleTable final : public LinearTable<T> {
     kept_.n = n_noted;
   }
 
-  void put_back_kept() {
+  void put_back_kept(Memory<T>& table) {
+    const int64_t size = layout_.size;
     for (int64_t j = 0; j < kept_.n; ++j)
-      std::copy_n(&kept_.records[j * layout_.size], layout_.size, at(kept_.columns[j]));
+      std::copy_n(&kept_.records[j * size], size, table.data() + kept_.columns[j] * size);
   }
 
   void keep_everything() {
     if (!kept_.keeping || kept_.all) return;
-    Memory<T> changed(records_.size());
-    std::copy_n(records_.data(), records_.size(), changed.data());
-    put_back_kept();
-    std::swap(records_, changed);
-    kept_.table = std::move(changed);
+    if (kept_.table.size() != records_.size()) kept_.table = Memory<T>(records_.size());
+    std::copy_n(records_.data(), records_.size(), kept_.table.data());
+    put_back_kept(kept_.table);
+    kept_.all = true;
+  }
+
+  // Before the account is begun anew.
+  void keep_account() {
+    keep_everything();
+    if (!kept_.keeping || kept_.account) return;
     kept_.record = record_;
     kept_.paths = paths_;
-    kept_.all = true;
+    kept_.account = true;
   }
 
   const int64_t n_columns_, width_, row_width_;
@@ -1070,7 +1085,7 @@ class RuleTable final : public LinearTable<T> {
   T scaled_gradient_ = T(1);
   Record<Rule, T> record_;
   Paths paths_;  // what averaged weights add up to, if `keeps_paths`
-  T largest_unit_ = T(1);
+  T largest_unit_ = T(1);  // that there has been
   int64_t now_ = 0;  // steps of the record that were taken
   Columns<T> taken_;
   std::vector<int32_t> places_, position_;

@@ -1,7 +1,6 @@
 // Paying the owed steps of SGD, with a momentum or without, to many coefficients at once, in a loop that vectorises;
 // see owed.hpp.
 #pragma once
-#include <algorithm>
 #include <type_traits>
 
 #include "kernels.hpp"
@@ -12,8 +11,15 @@ SKOPTIM_BEGIN
 template <class Rule>
 constexpr bool is_uniform_idle = std::is_base_of_v<UniformIdle<Rule>, Idle<Rule>>;
 
-// `debt(i)` returns that of the i-th coefficient, and what is left of 1 of its moment; left[i] is 1, not 0, where the
-// closed form does not hold and all is still to be paid. Returns whether there is any such.
+// Whether the idle steps of a record are paid so.
+template <class Rule, class T>
+bool pays_uniformly(const Steps<T>& steps) {
+  return is_uniform_idle<Rule> && steps.closed_idle && !is_boxed(load_common(steps.rows)) &&
+         steps.lead[0] < SKOPTIM_INFINITY;
+}
+
+// `debt(i)` returns that of the i-th coefficient; left[i] is 1, not 0, where the closed form does not hold and
+// all is still to be paid. Returns whether there is any such.
 template <class Rule, bool lasso, class T, class Debt>
 bool pay_uniform_as(const Run<T>& run, int64_t n, T held, Debt debt, T* left) {
   constexpr bool has_moment = UniformIdle<Rule>::has_moment;
@@ -21,24 +27,17 @@ bool pay_uniform_as(const Run<T>& run, int64_t n, T held, Debt debt, T* left) {
   T* const moment = run.slots[0];
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const auto [owed, fade] = debt(i);
+    const UniformDebt owed = debt(i);
     const T before = w[i], m = has_moment ? moment[i] : T(0);
-    T after = T(owed.decay) * before - T(owed.moment) * m, stays = T(1);
-    if constexpr (lasso) {
-      // Numbers, not truth values, which would keep the loop from vectors.
-      const T pushes = absolute(m) > held ? T(1) : T(0), direction = math::copysign(T(1), before);
-      const T rest = direction * after - T(owed.amount);
-      const T crosses = rest > T(0) ? T(0) : pushes;
-      stays = before == T(0) ? T(1) - pushes : (direction * m > T(0) ? T(1) - crosses : T(1));
-      after = before == T(0) || rest <= T(0) ? T(0) : direction * rest;
-    }
+    T stays = T(1);
+    const T after = owed.paid<lasso>(before, m, held, &stays);
     w[i] = stays > T(0) ? after : before;
-    if constexpr (has_moment) moment[i] = stays > T(0) ? T(fade) * m : m;
+    if constexpr (has_moment) moment[i] = stays > T(0) ? T(owed.fade) * m : m;
     if constexpr (lasso) left[i] = T(1) - stays;
   }
-  if (!lasso) return false;
   T total = T(0);
-  for (int64_t i = 0; i < n; ++i) total += left[i];
+  if (lasso)
+    for (int64_t i = 0; i < n; ++i) total += left[i];
   return total > T(0);
 }
 template <class Rule, class T, class Debt>
@@ -47,17 +46,5 @@ bool pay_uniform(const Run<T>& run, int64_t n, const T* row, Debt debt, T* left)
   if (!(c.l1 > T(0))) return pay_uniform_as<Rule, false>(run, n, T(0), debt, left);
   return pay_uniform_as<Rule, true>(run, n, Idle<Rule>::held(c, row + n_common), debt, left);
 }
-
-// Whether the idle steps of a record are paid so.
-template <class Rule, class T>
-bool pays_uniformly(const Steps<T>& steps) {
-  return is_uniform_idle<Rule> && steps.closed_idle && !is_boxed(load_common(steps.rows)) &&
-         steps.lead[0] < SKOPTIM_INFINITY;
-}
-
-struct FadedDebt {
-  UniformDebt owed;
-  double fade;
-};
 
 SKOPTIM_END

@@ -36,7 +36,7 @@ struct Steps {
 struct NoClosedForm {
   static constexpr bool closed = false;
   static constexpr bool averages = false;     // whether the averaged weights of such steps have a closed form, too
-  static constexpr bool pays_moments = false; // and what a moment moves, unless there is a box
+  static constexpr bool has_moment = false;   // whether it covers what a moment moves
   static constexpr bool keeps_state = false;  // whether such a step leaves the state arrays as they are
   // What is ahead of a moment, see `Steps`.
   template <class T>
@@ -72,29 +72,52 @@ struct Idle<FTRL<square_root>> : DerivedIdle<FTRL<square_root>> {};
 // One step size h for all coefficients: |w| <- factor |w| - amount, down to zero, where
 // factor = (shrink - rate * coupled_l2) / (1 + h l2) and amount = h l1 / (1 + h l2); and a gradient
 // moves w by `gradient` = 1 / (1 + h l2) times what the rule alone does, as does a moment, once it has decayed.
-// `decay` is the product of the factors, `threshold` the sum of amount / decay. If a moment m went on to the end of the
-// record, it would take m `lead` from a weight; so for two steps, w - m lead differs by the factor between them.
+// `decay` is minus the sum of the logarithms of the factors, `threshold` what the amounts come to: in each step it is
+// multiplied by the factor, and grows by the amount. If a moment m went on to the end of the record, it would take
+// m `lead` from a weight; so between two steps w - m lead is multiplied by the factors, and nothing else happens to it.
 struct UniformStep {
   double factor, amount, gradient;
   bool holds;  // whether the step is of that form
 };
 
-// A debt of such steps: a weight w with a moment m becomes decay w - moment m, less `amount` of its size.
+// A debt of such steps: a weight w with a moment m becomes decay w - moment m, less `amount` of its size, and the
+// moment fade m.
 struct UniformDebt {
-  double decay, moment, amount;
-  // `fade` is what is left of 1 of the moment.
+  double decay, amount, moment, fade;
+
+  template <class T>
+  SKOPTIM_HD static UniformDebt of(const Steps<T>& steps, int64_t from, int64_t to) {
+    const double decay = math::exp(steps.decay[from] - steps.decay[to]);
+    return {decay, steps.threshold[to] - decay * steps.threshold[from], 0.0, 0.0};
+  }
   template <class T>
   SKOPTIM_HD static UniformDebt of(const Steps<T>& steps, int64_t from, int64_t to, double fade) {
-    const double decay = steps.decay[to] / steps.decay[from];
-    return {decay, decay * steps.lead[from] - fade * steps.lead[to],
-            (steps.threshold[to] - steps.threshold[from]) * steps.decay[to]};
+    UniformDebt debt = of(steps, from, to);
+    debt.moment = debt.decay * steps.lead[from] - fade * steps.lead[to];
+    debt.fade = fade;
+    return debt;
+  }
+
+  // The weight after the debt; with L1, `stays` is set to 1, or to 0 for one that may go through zero and on, which has
+  // to be replayed. (Numbers, not truth values, which would keep a loop from vectors.) `held` is the largest moment
+  // before a step with which L1 holds a weight at zero in it, and so ever after.
+  template <bool lasso, class T>
+  SKOPTIM_HD T paid(T w, T m, T held, T* stays) const {
+    const T moved = T(decay) * w - T(moment) * m;
+    if constexpr (!lasso) return moved;
+    // The size rises at most at first, if the moment pushes that way, and from then on falls: above zero at the
+    // end it has been so all along.
+    const T pushes = absolute(m) > held ? T(1) : T(0), direction = math::copysign(T(1), w);
+    const T rest = direction * moved - T(amount), crosses = rest > T(0) ? T(0) : pushes;
+    *stays = w == T(0) ? T(1) - pushes : (direction * m > T(0) ? T(1) - crosses : T(1));
+    return w == T(0) || rest <= T(0) ? T(0) : direction * rest;
   }
 };
 
 template <class Rule>
 struct UniformIdle : NoClosedForm {
   static constexpr bool closed = true, keeps_state = Rule::n_slots == 0;
-  static constexpr bool has_moment = Rule::n_slots > 0, pays_moments = has_moment;
+  static constexpr bool has_moment = Rule::n_slots > 0;
 
   template <class T>
   SKOPTIM_HD static UniformStep one_step(const Common<T>& c, const T* k) {
@@ -108,10 +131,9 @@ struct UniformIdle : NoClosedForm {
   template <class T>
   SKOPTIM_HD static bool sums(const Common<T>& c, const T* k, double* decay, double* threshold) {
     const UniformStep step = one_step(c, k);
-    decay[1] = decay[0] * step.factor;
-    threshold[1] = threshold[0] + step.amount / decay[1];
-    // Below 1e-200 the quotients of `decay` would lose digits; replaying is exact.
-    return step.holds && decay[1] > 1e-200;
+    decay[1] = decay[0] - math::log(step.factor);
+    threshold[1] = threshold[0] * step.factor + step.amount;
+    return step.holds;
   }
 
   // Whether what is left of a momentum can no longer move w.
@@ -133,41 +155,30 @@ struct UniformIdle : NoClosedForm {
     }
     return 0.0;
   }
-  // The largest moment before a step with which L1 still holds a weight at zero in it, and so ever after.
+  // See `UniformDebt`.
   template <class T>
   SKOPTIM_HD static T held(const Common<T>& c, const T* k) {
-    if constexpr (!has_moment) return T(SKOPTIM_INFINITY);
-    else return k[4] * c.l1 / (k[0] * k[3]);
+    if constexpr (has_moment) return k[4] * c.l1 / (k[0] * k[3]);
+    return T(0);
   }
 
-  // With `still`, what there is of a moment does not matter. A weight that goes through zero, and on, is left.
   template <class T>
   SKOPTIM_HD static bool pay(T& w, const T* s, T, const Steps<T>& steps, int64_t from, int64_t to) {
     const T* row = steps.row(from);
     const T* k = row + n_common;
     const Common<T> c = load_common(row);
-    double m = 0.0, fade = 0.0;
-    bool pushes = false;
+    T m = T(0), stays = T(1);
+    UniformDebt debt = UniformDebt::of(steps, from, to);
     if constexpr (has_moment)
       if (!still(w, s, steps.highest_rate[from], k)) {
         if (is_boxed(c) || !(steps.lead[from] < SKOPTIM_INFINITY)) return false;
         m = s[0];
-        pushes = c.l1 > T(0) && absolute(m) > held(c, k);
-        if (pushes && w == T(0)) return false;
-        fade = math::pow(double(k[0]), double(to - from));
+        if (w == T(0) && absolute(m) > held(c, k) && c.l1 > T(0)) return false;
+        debt = UniformDebt::of(steps, from, to, math::pow(double(k[0]), double(to - from)));
       }
-    const UniformDebt debt = UniformDebt::of(steps, from, to, fade);
-    // (The lead may be infinite where no moment is left.)
-    const double moved = debt.decay * w - (m == 0.0 ? 0.0 : debt.moment * m);
-    if (!(c.l1 > T(0))) {
-      w = T(moved);
-      return true;
-    }
-    // The size rises at most at first, if the moment pushes that way, and from then on falls: above zero at the
-    // end it has been so all along.
-    const double rest = sign(double(w)) * moved - debt.amount;
-    if (!(rest > 0) && pushes && sign(double(w)) * m > 0) return false;
-    w = rest > 0 ? T(sign(double(w)) * rest) : (rest <= 0 ? T(0) : w);
+    const T after = c.l1 > T(0) ? debt.paid<true>(w, m, held(c, k), &stays) : debt.paid<false>(w, m, T(0), &stays);
+    if (!(stays > T(0))) return false;
+    w = after;
     return true;
   }
 };
@@ -233,7 +244,8 @@ struct Idle<Adagrad> : NoClosedForm {
     const double n = double(to - from), n_averaged = steps.averaged[to] - steps.averaged[from];
     const bool all_last = steps.averaged[to] - steps.averaged[to - int64_t(n_averaged)] == n_averaged;
     if (!all_last) return false;
-    const double h = double(c.learning_rate) / (double(math::sqrt(s[0])) + row[n_common]), magnitude = absolute(double(w));
+    const double h = double(c.learning_rate) / (double(math::sqrt(s[0])) + row[n_common]);
+    const double magnitude = absolute(double(w));
     double last = n;
     if (c.l1 > T(0) && magnitude < h * c.l1 * n) last = double(int64_t(magnitude / (h * c.l1)));
     const double before = n - n_averaged, count = larger(last - before, 0.0);
@@ -256,10 +268,7 @@ SKOPTIM_HD bool running_sums(const T* rows, int64_t begin, int64_t end, int64_t 
                              bool averaging, double* decay, double* threshold, double* averaged,
                              double* highest_rate, double* lead) {
   bool closed = Idle<Rule>::closed && (Idle<Rule>::averages || !averaging);
-  if (begin == 0) {
-    decay[0] = 1.0;
-    threshold[0] = averaged[0] = 0.0;
-  }
+  if (begin == 0) decay[0] = threshold[0] = averaged[0] = 0.0;
   for (int64_t t = begin; t < end; ++t) {
     const Common<T> c = load_common(rows + t * width);
     const T* k = rows + t * width + n_common;
@@ -305,7 +314,7 @@ template <class Rule, class T>
 double steps_to_replay(const T* row, bool closed_idle) {
   const Common<T> c = load_common(row);
   if (pulls<Rule>(c) && !closed_idle) return SKOPTIM_INFINITY;
-  if (closed_idle && Idle<Rule>::pays_moments && !is_boxed(c) &&
+  if (closed_idle && Idle<Rule>::has_moment && !is_boxed(c) &&
       Idle<Rule>::lead(c, row + n_common, 0.0) < SKOPTIM_INFINITY)
     return 2.0;
   const double memory = Rule::memory(row + n_common);
@@ -336,10 +345,10 @@ SKOPTIM_HD void pay(T& w, T* s, double* average, T unit, const Steps<T>& steps, 
     const T before = w;
     update<Rule>(w, T(0), s, c, now.own);
     if (steps.averaging) *average += double(c.average) * w;
-    const bool free = c.l1 == T(0) && c.l2 == T(0) && c.coupled_l2 == T(0) && c.shrink == T(1) &&
-                      !Rule::contains_penalty;
-    // At about the highest rate to come w did not move, and the state only decays: w is at rest.
-    const bool at_rest = w == before && (free || w == T(0)) &&
+    const bool free = c.l1 == T(0) && c.l2 == T(0) && c.coupled_l2 == T(0) && c.shrink == T(1);
+    // At about the highest rate to come w did not move, and the state only decays: w is at rest. (Strengths that
+    // are part of the formula may come and go.)
+    const bool at_rest = w == before && (free || w == T(0)) && !Rule::contains_penalty &&
                          double(c.learning_rate) >= 0.5 * steps.highest_rate[t];
     if (at_rest && Rule::contracts(now.own)) {
       Rule::coast(s, now.own, T(to - t - 1));

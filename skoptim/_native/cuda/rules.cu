@@ -299,7 +299,8 @@ __global__ void pay_columns(T* w, T* slot_0, T* slot_1, T* slot_2, double* avera
                             int64_t batch, int64_t batch_per_step, int64_t n_columns, int64_t width,
                             const T* rows, int64_t row_width, const double* decay, const double* threshold,
                             const double* averaged, const double* highest_rate, const double* lead,
-                            const int32_t* closed_idle, int32_t* paid, int64_t to, int64_t to_per_step, const int64_t* counter, int64_t stride,
+                            const int32_t* closed_idle, int32_t* paid, int64_t to, int64_t to_per_step,
+                            const int64_t* counter, int64_t stride,
                             int32_t tile_size) {
   const Parameters<T> p{w, {slot_0, slot_1, slot_2}, average, unit, stride, stride};
   const Steps<T> steps{rows,     row_width,         decay,             threshold,
