@@ -534,6 +534,9 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         old = self.optimizer_state_ if going_on else OptimizerState(carries={"seed": seed})
         # What a full-batch optimizer remembers belongs to the data it saw.
         keep = not initial and not optimizer.is_full_batch and old.step > 0
+        if optimizer.slot_names:
+            # Nor does a state in units of the data mean anything without them.
+            keep = keep and ("unit" in old.slots) == optimizer.has_units
         if keep and all(name in old.slots for name in optimizer.slot_names):
             optimizer._validate(network.dtype)
             state = mapped(lambda slot: moved(slot, network.device).copy(), old)

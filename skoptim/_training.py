@@ -612,8 +612,9 @@ class Trainer:
         finite = np.isfinite(loss) and is_finite
         first = self.history["loss"][0] if self.history else loss
         if not finite or loss > _EXPLOSION * max(first, 1.0):
+            what = "" if is_finite else ", and weights or the optimizer's state are not finite,"
             raise ValueError(
-                f"Training diverged in epoch {self.n_iter}: the loss is {loss} with "
+                f"Training diverged in epoch {self.n_iter}: the loss is {loss}{what} with "
                 f"optimizer={self.optimizer!r}. Lower its learning rate, or scale the features "
                 "(StandardScaler) and, in regression, the target."
             )

@@ -568,3 +568,55 @@ def test_an_intercept_that_is_not_fitted_is_averaged_too(sparse):
     model = SGDRegressor(fit_intercept=False, average=True, max_iter=2, tol=None)
     model.fit(sp.csr_matrix(X) if sparse else X, y, intercept_init=[5.0])
     np.testing.assert_allclose(model.intercept_, 5.0, rtol=1e-14)
+
+
+CHANGES = {
+    "beta": [FTRL(0.1), FTRL(0.1, beta=2.0)],
+    "beta of NormalizedFTRL": [NormalizedFTRL(), NormalizedFTRL(beta=1.0)],
+    "units": [FTRL(0.1), NormalizedFTRL()],
+    "no units": [NormalizedFTRL(), FTRL(0.1)],
+}
+BOUNDS = {
+    "bounded": [None, Box(-0.05, 0.1)],
+    "not bounded any more": [NonNegative(), None],
+    "from bounds to l1": [Box(-0.05, 0.1), "l1"],
+}
+
+
+@pytest.mark.parametrize("look", [True, False])
+@pytest.mark.parametrize(
+    ("optimizers", "penalties"),
+    [(optimizers, [None, None]) for optimizers in CHANGES.values()]
+    + [
+        ([optimizer] * 2, penalties)
+        for penalties in BOUNDS.values()
+        for optimizer in (FTRL(0.1), NormalizedFTRL())
+    ],
+)
+def test_settings_that_change_in_a_stream(optimizers, penalties, look):
+    """Weights have the settings of the step that made them, read meanwhile or not."""
+    rng = np.random.default_rng(0)
+    X = sp.random_array((60, 1500), density=0.005, format="csr", rng=rng)
+    y = rng.standard_normal(60)
+    models = []
+    for data in (X, X.toarray()):
+        model = SGDRegressor(random_state=0, alpha=1e-3)
+        for optimizer, penalty in zip(optimizers, penalties, strict=True):
+            model.set_params(optimizer=optimizer, penalty=penalty).partial_fit(data, y)
+            if look:
+                model.coef_  # noqa: B018
+        models.append(model)
+    scale = abs(models[1].coef_).max()
+    np.testing.assert_allclose(models[0].coef_, models[1].coef_, rtol=0, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_targets_that_overflow_are_a_divergence(sparse):
+    X = sp.random_array((40, 300), density=0.05, format="csr", rng=np.random.default_rng(0))
+    X = X if sparse else X.toarray()
+    model = SGDRegressor(random_state=0).partial_fit(X, np.linspace(0, 1, 40))
+    before = model.predict(X)
+    for call in (model.partial_fit, clone(model).fit):
+        with pytest.raises(ValueError, match="diverged"):
+            call(X, np.full(40, 1e300) * np.linspace(0, 1, 40))
+    np.testing.assert_array_equal(model.predict(X), before)

@@ -636,7 +636,7 @@ class RuleTable final : public LinearTable<T> {
     const int64_t now = now_;
     // (-700: a moment that lasts for one step is gone.)
     const double log_fade = larger(math::log(double(Rule::memory(row + n_common))), -700.0);
-    const auto debt = [=](int64_t e) {
+    const auto debt = [=](int64_t e) SKOPTIM_INLINE {
       // Another worker may have paid more.
       const int64_t from = std::min(int64_t(mark[e]), now);
       return UniformDebt::of(steps, from, now, math::exp(double(now - from) * log_fade));

@@ -17,6 +17,7 @@ from skoptim.optimizers._base import (
     Optimizer,
     OptimizerState,
     Scalars,
+    compiled_rules,
     effective_unit,
     rate_scale,
 )
@@ -181,12 +182,20 @@ class FTRL(Optimizer):
         total = scalars.total("learning_rate") / first
         for name, strength in (("l1", terms.l1), ("l2", terms.l2)):
             carries[f"total_{name}"] = carries.get(f"total_{name}", 0.0) + total * strength
+        # Parameters may be set to others before the weights are read.
+        for name in ("l1", "l2", "lower", "upper"):
             carries[f"last_{name}"] = scalars.last(name)
+        carries["last_beta"] = self._beta(state)
 
     def last_row(self, state: OptimizerState, terms: PenaltyTerms, batch_size: int) -> np.ndarray:
         """Return the scalars that were in force when the weights got their values."""
         row = super().last_row(state, terms, batch_size)
         row[[COMMON.index("l1"), COMMON.index("l2")]] = self._last_strengths(state, batch_size)
+        for name in ("lower", "upper"):
+            place = COMMON.index(name)
+            row[place] = state.carries.get(f"last_{name}", row[place])
+        place = len(COMMON) + compiled_rules()[self.rule]["scalars"].index("beta")
+        row[place] = state.carries.get("last_beta", row[place])
         return row
 
     def _init_slots(
@@ -238,13 +247,16 @@ class Moments(NamedTuple):
     @classmethod
     def of(cls, values: np.ndarray) -> Moments:
         """Return those of an array that is not empty."""
-        mean = float(values.mean(dtype=np.float64))
-        return cls(values.size, mean, float(np.square(values - mean, dtype=np.float64).sum()))
+        with np.errstate(over="ignore"):  # What is infinite is found, and told, in training.
+            mean = float(values.mean(dtype=np.float64))
+            squares = float(np.square(values - mean, dtype=np.float64).sum())
+        return cls(values.size, mean, squares)
 
     def merged(self, other: Moments) -> Moments:
         """Return those of the values of both (Chan, Golub and LeVeque 1983, equation 2.1)."""
         n, difference = self.n + other.n, other.mean - self.mean
-        squares = self.squares + other.squares + difference**2 * self.n * other.n / n
+        between = difference * difference * self.n * other.n / n
+        squares = self.squares + other.squares + between
         return Moments(n, self.mean + difference * other.n / n, squares)
 
     @property
