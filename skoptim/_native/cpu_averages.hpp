@@ -39,7 +39,9 @@ class History {
     thresholds_.push_back(threshold);
     sums_.insert(sums_.end(), sums, sums + n_sums_);
   }
-  void truncate(int64_t n_steps) {
+  // Forgets all but the first steps; `sums` are those after them.
+  void go_back(int64_t n_steps, const double* sums) {
+    if (n_steps == 0) return begin(n_sums_, sums);
     thresholds_.resize(n_steps);
     sums_.resize((n_steps + 1) * n_sums_);
   }
@@ -68,39 +70,63 @@ class History {
   std::vector<double> thresholds_, sums_;
 };
 
+// What is summed up over the steps of an account: up to n numbers, and their history.
+template <int n>
+class AccountSums {
+ public:
+  struct Sums {
+    double values[n] = {};
+    int64_t n_steps = 0, n_recorded = 0;
+  };
+  // F is zero as long as nothing has been counted.
+  bool is_empty() const { return sums_.n_steps == 0; }
+  const Sums& sums() const { return sums_; }
+  // Forgets the steps since `sums` was taken.
+  void go_back(const Sums& sums) {
+    sums_ = sums;
+    history_.go_back(sums.n_recorded, sums.values);
+  }
+
+ protected:
+  void record(double threshold) {
+    history_.append(threshold, sums_.values);
+    ++sums_.n_recorded;
+  }
+  Sums sums_;
+  History history_;
+};
+
 // In place of a function that gives the mark of a coefficient: there is no threshold.
 struct NoMarks {};
 
 // A weight is decay sign(v) (V - threshold), until that is zero, where v is the weight as it is stored, scaled, and
 // V = |v| + the threshold when it was paid. So F is a sum of decays times V minus one of decays times thresholds.
 template <class T>
-class AveragedPaths<SGD, T> {
+class AveragedPaths<SGD, T> : public AccountSums<2> {
   using Row = Scalars<SGD, T>;
   // What is stored, and F, grow as the decay falls, and with them what rounding loses.
   static constexpr double smallest_decay = 1e-2;
 
  public:
   static constexpr bool holds = true;
-  struct Sums {
-    double values[2] = {};  // of decays, and of these times thresholds
-    int64_t n_recorded = 0;
-  };
 
+  // The sums are of decays, and of these times thresholds.
   void begin(double) {
     sums_ = Sums();
     history_.begin(2, sums_.values);
   }
-  bool is_empty() const { return sums_.values[0] == 0 && history_.n_steps() == 0; }
   // Whether the account may go on with a step, from weights that are stored with this decay.
   bool suits(const Row& row, double decay, double) const {
     return decay * Idle<SGD>::one_step(row.common, row.own).factor > smallest_decay && !history_.is_full();
   }
   // After a step of the table.
   void count(const Row& row, double decay, double threshold) {
+    if (is_empty() && row.common.average == T(0)) return;
+    ++sums_.n_steps;
     sums_.values[0] += double(row.common.average) * decay;
     sums_.values[1] += double(row.common.average) * decay * threshold;
     if (threshold > 0)
-      history_.append(threshold, sums_.values);
+      record(threshold);
     else
       history_.begin(2, sums_.values);
   }
@@ -121,49 +147,28 @@ class AveragedPaths<SGD, T> {
       }
     }
   }
-  Sums sums() const {
-    Sums sums = sums_;
-    sums.n_recorded = history_.n_steps();
-    return sums;
-  }
-  // Forgets the steps since `sums` was taken.
-  void go_back(const Sums& sums) {
-    sums_ = sums;
-    if (sums.n_recorded > 0)
-      history_.truncate(sums.n_recorded);
-    else
-      history_.begin(2, sums_.values);
-  }
-
- private:
-  Sums sums_;
-  History history_;
 };
 
 // In a step with the strengths l1 and l2 the weight is -u sign(z) (|z| - u l1) / (c + u^2 l2), until that is zero, with
 // c = (beta + u root) / alpha. In powers of q = u^2 / (c + u^2 L), for an L about which l2 stays,
 // 1 / (c + u^2 l2) is the sum of (-q (l2 - L))^n q / u^2: so F is made of sums of (l2 - L)^n, and of these times l1.
+constexpr int n_ridge_terms = 10;
 template <bool square_root, class T>
-class AveragedPaths<FTRL<square_root>, T> {
+class AveragedPaths<FTRL<square_root>, T> : public AccountSums<2 * n_ridge_terms> {
   using Rule = FTRL<square_root>;
   using Row = Scalars<Rule, T>;
-  static constexpr int n_terms = 10;
+  static constexpr int n_terms = n_ridge_terms;
   // Of q |l2 - L|, the ratio of successive terms: the terms left out are below 7e-13 of the first.
   static constexpr double most = 0.06;
 
  public:
   static constexpr bool holds = true;
-  struct Sums {
-    double values[2 * n_terms] = {};  // of the powers in use, and of these times l1
-    int64_t n_steps = 0, n_recorded = 0;
-  };
 
-  // `unit` is the largest of all columns.
+  // The sums are of the powers in use, and of these times l1. `unit` is the largest of all columns.
   void begin(double unit) {
-    sums_ = Sums();
+    sums_ = {};
     largest_unit_ = unit;
   }
-  bool is_empty() const { return sums_.n_steps == 0; }
   bool suits(const Row& row, double, double largest_unit) const {
     if (is_empty()) return true;
     if (largest_unit > largest_unit_) return false;
@@ -193,7 +198,7 @@ class AveragedPaths<FTRL<square_root>, T> {
       power *= l2 - l2_;
     }
     ++sums_.n_steps;
-    if (is_lasso_) history_.append(l1, sums_.values);
+    if (is_lasso_) record(l1);
   }
   template <class Mark>
   void add(double times, const Run<T>& run, int64_t n, Mark, double* average) const {
@@ -202,16 +207,6 @@ class AveragedPaths<FTRL<square_root>, T> {
     else
       add_all<1>(times, run, n, average);
   }
-  Sums sums() const {
-    Sums sums = sums_;
-    sums.n_recorded = history_.n_steps();
-    return sums;
-  }
-  void go_back(const Sums& sums) {
-    sums_ = sums;
-    history_.truncate(sums.n_recorded);
-  }
-
  private:
   int terms_in_use() const { return is_ridge_ ? n_terms : 1; }
 
@@ -259,8 +254,6 @@ class AveragedPaths<FTRL<square_root>, T> {
     return -u * inverse * (z * of_z - math::copysign(u, z) * of_l1);
   }
 
-  Sums sums_;
-  History history_;
   double beta_ = 0, inverse_alpha_ = 0, largest_unit_ = 1;
   double l2_ = 0, least_ = 0;  // L, and the least c / u^2
   bool is_lasso_ = false, is_ridge_ = false;
