@@ -252,6 +252,9 @@ def contenders(split: data.Split) -> dict[str, Callable[[int], Any]]:
             found[f"ours, {optimizer}, alpha={alpha:g}"] = partial(
                 ours, split, optimizer, "l2", alpha, loss=loss
             )
+        found[f"ours, LBFGS(), alpha={alpha:g}"] = lambda iterations, alpha=alpha: ours(
+            split, LBFGS(), "l2", alpha, 4 * iterations, loss=loss
+        )
     return found
 
 
@@ -267,7 +270,7 @@ def race_part(name: str, most_seconds: float = 2.0) -> None:
     curves: dict[str, list[tuple[float, float, int]]] = {}
     for label, fit in contenders(split).items():
         curves[label] = []
-        batch_solver = "C=" in label
+        batch_solver = "C=" in label or "LBFGS" in label
         for effort in (2, 8, 25) if batch_solver else (1, 2, 3, 4, 6, 8, 12, 20, 30):
             _, model = timed(partial(fit, effort))
             run = model.fit if label.startswith("VW") else partial(fit, effort)

@@ -27,6 +27,10 @@ from skoptim.penalties import PenaltyTerms
 _BLOCK_NUMBERS = 2**20
 # A loss that has grown by this factor since the first epoch is on its way to infinity.
 _EXPLOSION = 1e6
+# Rows with the largest entry of a column that its curvature counts besides those there are: without
+# them rare columns take steps so long that they swing, with many more all are alike. (With 0, 0.03
+# and 1, iterations on two texts under L1 531, 394, 573 and 957, 563, 2024; census 57, 36, 34.)
+_UNSEEN_SHARE = 0.03
 # From `run` up to who called `fit`, over the estimator's own calls and scikit-learn's decorators.
 _TO_THE_CALLER = 7
 # Steps of a block that several threads train at once.
@@ -142,7 +146,9 @@ class Trainer:
             If `max_iter` was reached without meeting `tol`.
         """
         finished, self._next_order = False, None
-        if not self.optimizer.is_full_batch:
+        if self.optimizer.is_full_batch:
+            self._measure_curvature()
+        else:
             self._prepare()
         # A divergence is found, and told, by _check_finite.
         with np.errstate(all="ignore"), cpu_threads.taking_part():
@@ -284,6 +290,19 @@ class Trainer:
         if state.step == 0:
             self.optimizer.adopt(network.parameters, state, self.terms, batch_size)
 
+    def _measure_curvature(self) -> None:
+        """Tell a full-batch optimizer about the diagonal of a linear model's Hessian."""
+        network, data = self.network, self.data
+        if network.n_layers > 1:
+            return  # That of the layers above depends on the weights.
+        mean, largest = self.device.column_squares(data.X, data.rows, data.n_samples, data.weights)
+        curvature = self.device.xp.empty_like(network.parameters)
+        views, of_loss = network.views(curvature), network.loss.curvature
+        squares = mean + _UNSEEN_SHARE * largest
+        views.coefs[0][...] = (of_loss * squares + self.terms.l2)[:, None]
+        views.intercepts[0][...] = of_loss
+        self.optimizer.precondition(self.state, curvature)
+
     # One epoch.
 
     def _epoch(self) -> bool:
@@ -319,7 +338,7 @@ class Trainer:
         tol = self.options.tol
         # Where gradients are small from the start, a small one does not mean a minimum. A warm
         # start goes on with the scale of the first fit.
-        first = self.state.carries.setdefault("first_optimality", iteration.optimality)
+        first = self.state.carries["first_optimality"]
         small = tol is not None and iteration.optimality <= tol * min(1.0, first)
         return iteration.value, small or not iteration.progressed
 
@@ -603,7 +622,8 @@ class Trainer:
         if self.table is None:
             parameters = self.network.parameters
             is_finite = bool(self.device.xp.isfinite(parameters).all())
-            return self.terms.value(parameters), is_finite
+            # Full-batch optimizers know the objective.
+            return 0.0 if self.optimizer.is_full_batch else self.terms.value(parameters), is_finite
         if self.options.incremental:
             return 0.0, self.table.is_finite
         return self.table.penalty(self.terms)

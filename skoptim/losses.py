@@ -45,11 +45,14 @@ class Loss(BaseEstimator):
         The constant of the loss, where it has one.
     in_target_units : bool
         Whether scores are in the units of the target.
+    curvature : float
+        What the second derivative by a score is at most; 1 where it has no bound, or is zero.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str] = "regression"
     in_target_units: ClassVar[bool] = True
+    curvature: ClassVar[float] = 1.0
     _parameter_constraints: dict = {}
 
     @property
@@ -145,6 +148,7 @@ class SquaredEpsilonInsensitive(_EpsilonLoss):
     """
 
     name = "squared_epsilon_insensitive"
+    curvature = 2.0
 
 
 class Poisson(Loss):
@@ -194,12 +198,14 @@ class SquaredHinge(_BinaryLoss):
     r"""Squared hinge, :math:`\max(0, 1 - yz)^2`."""
 
     name = "squared_hinge"
+    curvature = 2.0
 
 
 class LogLoss(_BinaryLoss):
     r"""Logistic loss, :math:`\log(1 + e^{-yz})`; several classes are taken one against the rest."""
 
     name = "log_loss"
+    curvature = 0.25
 
     def predict(self, scores: Any) -> Any:
         """Return the probability of the positive class."""
@@ -211,6 +217,7 @@ class ModifiedHuber(_BinaryLoss):
     """Smoothed hinge that tolerates outliers and gives probabilities (Zhang 2004)."""
 
     name = "modified_huber"
+    curvature = 2.0
 
     def predict(self, scores: Any) -> Any:
         """Return the probability of the positive class."""
@@ -229,6 +236,7 @@ class Multinomial(Loss):
     name = "multinomial"
     kind = "multinomial"
     in_target_units = False
+    curvature = 0.25
 
     def predict(self, scores: Any) -> Any:
         """Return the probabilities of the classes."""

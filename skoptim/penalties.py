@@ -74,7 +74,10 @@ class PenaltyTerms:
         return 0.5 * self.l2 * device_of(w).squared_norm(penalised)
 
     def prox(self, w: Any, step: Any) -> None:
-        """Replace `w` by the prox of ``step * R`` at `w`; `step` is a number or one per entry."""
+        """Replace `w` by the prox of ``step * R`` at `w`.
+
+        `step` is a number, or one for each entry that all entries of a group share.
+        """
         device = device_of(w)
         penalised = w[: self.n_penalised]
         steps = device.xp.broadcast_to(
@@ -84,9 +87,9 @@ class PenaltyTerms:
         if self.l1 or self.l2 or self.is_constrained:
             device.prox(penalised, steps, self.l1, self.l2, self.lower, self.upper)
         if self.group_l1:
-            # A uniform step: optimizers with a step per coefficient refuse group penalties.
-            threshold = float(steps[0]) * self.group_l1 / (1 + float(steps[0]) * self.l2)
-            device.prox_groups(penalised, self.n_groups, self.group_size, threshold)
+            of_groups = steps if len(steps) == 1 else steps[:: self.group_size][: self.n_groups]
+            thresholds = of_groups * self.group_l1 / (1 + of_groups * self.l2)
+            device.prox_groups(penalised, self.n_groups, self.group_size, thresholds)
 
 
 class Penalty(BaseEstimator):

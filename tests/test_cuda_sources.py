@@ -49,6 +49,9 @@ IN_DOUBLE = {
     "clipping_scale",
     "dot",
     "add_up",
+    "pair_products",
+    "descend",
+    "ascend",
     "end_step",
 }
 # These add the weights that are averaged to a sum in double, and do nothing else in it.

@@ -259,7 +259,7 @@ def test_lbfgs_skips_a_pair_without_curvature():
     linear = written_out(lambda w: (w.sum(), np.ones(3)))
     optimizer.iterate(w, linear, state, PenaltyTerms())
     assert state.step == 1
-    assert state.slots["steps"] == []
+    assert state.carries["n_pairs"] == 0
 
 
 def test_lbfgs_starts_a_new_history_where_the_old_one_misleads():
@@ -272,7 +272,7 @@ def test_lbfgs_starts_a_new_history_where_the_old_one_misleads():
         optimizer.refresh(state)
         for _ in range(5):
             assert optimizer.iterate(w, loss, state, PenaltyTerms()).progressed
-            n_pairs.append(len(state.slots["steps"]))
+            n_pairs.append(state.carries["n_pairs"])
     assert n_pairs == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
 
 

@@ -278,6 +278,27 @@ def test_sums(shape, dtype):
     assert (np.abs(actual.get() - expected) <= bound).all()
     assert cuda.squared_norm(on_device(a)) == pytest.approx(cpu.squared_norm(a), rel=1e-13)
     assert cuda.dot(on_device(a), on_device(a)) == pytest.approx(cpu.dot(a, a), rel=1e-13)
+    b = random(*shape, dtype=dtype, seed=1)
+    found = cuda.dots(*((on_device(x), on_device(y)) for x, y in ((a, a), (a, b), (b, b))))
+    expected = cpu.dots((a, a), (a, b), (b, b))
+    np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13 * max(expected))
+
+
+@DTYPES
+@pytest.mark.parametrize("n", [1, 23, 100_001])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(("first", "n_pairs"), [(0, 0), (0, 1), (0, 5), (3, 5), (4, 2)])
+def test_inverse_hessian_products(first, n_pairs, scaled, n, dtype):
+    steps = random(5, n, dtype=dtype)
+    changes = (steps * np.geomspace(0.1, 10, n)).astype(dtype)
+    changes[1] *= -1  # Left out.
+    scale = np.abs(random(n, dtype=dtype, seed=1)) + 1 if scaled else None
+    expected = random(n, dtype=dtype, seed=2)
+    arrays = [None if a is None else on_device(a) for a in (steps, changes, scale, expected)]
+    cpu.inverse_hessian_product(steps, changes, first, n_pairs, scale, expected)
+    cuda.inverse_hessian_product(*arrays[:2], first, n_pairs, *arrays[2:])
+    # Differences of numbers some ten times as large, rounded some ten times.
+    assert_near(arrays[3], expected, 100 * ORDER[dtype])
 
 
 @DTYPES
@@ -305,10 +326,11 @@ def test_prox(dtype):
         cpu.prox(expected, steps, 0.5, 0.2, -1.0, 0.8)
         cuda.prox(actual, on_device(steps), 0.5, 0.2, -1.0, 0.8)
         assert_same(actual, expected)
-    expected, actual = w.copy(), on_device(w)
-    cpu.prox_groups(expected, 20, 3, 1.5)
-    cuda.prox_groups(actual, 20, 3, 1.5)
-    assert_same(actual, expected)
+    for thresholds in (np.array([1.5], dtype), np.linspace(0, 3, 20).astype(dtype)):
+        expected, actual = w.copy(), on_device(w)
+        cpu.prox_groups(expected, 20, 3, thresholds)
+        cuda.prox_groups(actual, 20, 3, on_device(thresholds))
+        assert_same(actual, expected)
 
 
 # Sparse matrices.
@@ -351,6 +373,25 @@ def test_sparse_products(index, listed, width, dtype):
         assert_near(actual, expected, ORDER[dtype])
         runs.append(actual.get())
     np.testing.assert_array_equal(*runs)
+
+
+@DTYPES
+@BATCHES
+@pytest.mark.parametrize("kind", ["dense", "csr"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_squares_of_columns(weighted, kind, listed, dtype):
+    X = sparse_matrix(dtype)
+    X.data *= np.geomspace(1e-3, 1e3, 150, dtype=dtype)[X.indices]
+    X = X.toarray() if kind == "dense" else X
+    rows, device_rows, _ = batch_of(listed)
+    n = 64 if listed else 400
+    weights = np.abs(random(400, dtype=dtype)) if weighted else None
+    of_device = None if weights is None else on_device(weights)
+    expected = cpu.column_squares(cpu.Matrix(X), rows, n, weights)
+    runs = [cuda.column_squares(cuda.Matrix(X), device_rows, n, of_device) for _ in range(2)]
+    for host, device, again in zip(expected, *runs, strict=True):
+        np.testing.assert_allclose(device.get(), host, rtol=ORDER[dtype])
+        np.testing.assert_array_equal(device.get(), again.get())
 
 
 @DTYPES

@@ -20,6 +20,7 @@ activation_forward = core.activation_forward
 dropout = core.dropout
 column_sums = core.column_sums
 dot = core.dot
+inverse_hessian_product = core.inverse_hessian_product
 prox = core.prox
 prox_groups = core.prox_groups
 
@@ -169,12 +170,26 @@ def observe(X: Matrix, rows: Any, n: int, unit: np.ndarray) -> float:
     return core.observe(X.native, rows, 0, n, unit)
 
 
+def column_squares(
+    X: Matrix, rows: Any, n: int, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted mean of each column's squares in some rows, and the largest; float64."""
+    sums, largest = np.zeros(X.shape[1]), np.zeros(X.shape[1])
+    core.column_squares(X.native, rows, 0, n, weights, sums, largest)
+    return sums / n, largest
+
+
 def clipping_factor(
     updater: Any, bound: float, g: np.ndarray, touched: Any = None, delta: Any = None
 ) -> float:
     """Return what bounds the norm of a gradient: of `g`, and of X.T @ delta of a batch, if any."""
     norm = (squared_norm(g) + (0.0 if touched is None else touched.squared_norm(delta))) ** 0.5
     return bound / norm if norm > bound else 1.0
+
+
+def dots(*pairs: tuple[np.ndarray, np.ndarray]) -> list[float]:
+    """Return the sums of a * b over all entries, in float64, for each pair of arrays."""
+    return [core.dot(a, b) for a, b in pairs]
 
 
 def squared_norm(a: np.ndarray) -> float:

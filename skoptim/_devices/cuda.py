@@ -9,6 +9,7 @@ results repeat.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +53,7 @@ _RULE_BLOCKS = 264
 _ROWS_OF_A_BLOCK = 64  # of `scatter` in large batches, at 16 threads a row
 _ROOM = 2**17  # threads that a large device runs at once, in blocks like those of `scatter`
 _MOST_FREQUENT = 1024  # Frequent::most in sparse.cuh
+_PRODUCTS_OF_A_PAIR = 4  # n_products in quasi_newton.cu
 _NO_LIST = {"listed": None, "n_listed": None}
 
 
@@ -136,6 +138,15 @@ class Matrix:
     def n_stored(self) -> int:
         """Number of stored entries of a CSR matrix."""
         return len(self.data)
+
+    def with_data(self, data: Any) -> Matrix:
+        """Return a CSR matrix of the same places with other entries."""
+        other = copy(self)
+        other.data, other._by_columns, other._batches = data, None, None
+        # What depends on the entries, or is changed in use.
+        for name in ("bounds", "words"):
+            vars(other).pop(name, None)
+        return other
 
     def plan(self, rows: Any, first: int, n: int, batch_size: int, width: int) -> bool:
         """Sort the entries of rows[first:first + n] by batches; of consecutive rows when None.
@@ -609,10 +620,35 @@ def _scatter_max(target: Any, places: Any, values: Any) -> None:
 
     As whole numbers, which are ordered alike: CuPy compares doubles in single precision.
     """
-    import cupyx
-
     kind = np.uint32 if target.dtype == np.float32 else np.uint64
-    cupyx.scatter_max(target.view(kind), places, values.view(kind))
+    cupy().maximum.at(target.view(kind), places, values.view(kind))
+
+
+def column_squares(X: Matrix, rows: Any, n: int, weights: Any) -> tuple[Any, Any]:
+    """Return the weighted mean of each column's squares in some rows, and the largest; float64."""
+    xp = cupy()
+    if not X.is_sparse:
+        sums, largest = xp.zeros((2, X.shape[1]))
+        for first in range(0, n, _ROWS_PER_PART):
+            part = slice(first, min(n, first + _ROWS_PER_PART))
+            taken = part if rows is None else rows[part]
+            squares = xp.square(X.array[taken], dtype=np.float64)
+            xp.maximum(largest, squares.max(axis=0), out=largest)
+            sums += (squares if weights is None else weights[taken][:, None] * squares).sum(axis=0)
+        return sums / n, largest
+    # A gradient is a sum over columns whose order does not matter. Entries are taken in units of
+    # their column's largest, so that no square is out of reach.
+    largest = xp.zeros(X.shape[1], dtype=X.dtype)
+    for columns, values in _parts(X, rows, n):
+        _scatter_max(largest, columns, abs(values))
+    unit = xp.where(largest > 0, largest, 1)
+    squares = X.with_data((X.data / unit[X.indices]) ** 2)
+    of_rows = xp.ones(X.shape[0], X.dtype) if weights is None else weights
+    delta = (of_rows[:n] if rows is None else of_rows[rows]).reshape(-1, 1)
+    sums = xp.zeros((X.shape[1], 1), dtype=X.dtype)
+    csr_gradient(squares, rows, 0, xp.ascontiguousarray(delta), sums)
+    largest = xp.square(largest, dtype=np.float64)
+    return sums[:, 0] * largest / n, largest
 
 
 def clipping_factor(
@@ -962,7 +998,7 @@ def loss_gradient(
         batch |= {"values": targets.values, "parameter": parameter}
         launch("elementwise_loss", template, n_threads, grid=grid, **batch)
     with aside(1):
-        return _added_up(partial_sums)
+        return _added_up(partial_sums[None])[0]
 
 
 def dropout(a: Any, seed: int, stream: Any, rate: float, out: Any) -> None:
@@ -1018,11 +1054,21 @@ def _add_chunks(sums: Any, out: Any) -> None:
 
 def dot(a: Any, b: Any) -> float:
     """Return the sum of a * b over all entries, in float64; this waits for the device."""
-    if a.size == 0:
-        return 0.0
-    partial_sums = empty(n_blocks(a.size), np.float64)
-    _dots(a, b, partial_sums)
-    return float(_added_up(partial_sums))
+    return dots((a, b))[0]
+
+
+def dots(*pairs: tuple[Any, Any]) -> list[float]:
+    """Return the sums of a * b over all entries, in float64, for each pair of arrays of one size.
+
+    This waits for the device, once.
+    """
+    n = pairs[0][0].size
+    if n == 0:
+        return [0.0] * len(pairs)
+    partial_sums = empty((len(pairs), n_blocks(n)), np.float64)
+    for (a, b), row in zip(pairs, partial_sums, strict=True):
+        _dots(a, b, row)
+    return _added_up(partial_sums).tolist()
 
 
 def _dots(a: Any, b: Any, partial_sums: Any) -> None:
@@ -1032,9 +1078,45 @@ def _dots(a: Any, b: Any, partial_sums: Any) -> None:
 
 
 def _added_up(partial_sums: Any) -> Any:
-    total = empty(1, np.float64)
-    launch("add_up", (), 1, partial_sums=partial_sums, n=len(partial_sums), total=total)
-    return total[0]
+    """Return the sum of each row."""
+    *shape, n = partial_sums.shape
+    totals = empty(shape, np.float64)
+    launch("add_up", (), 1, grid=(totals.size,), partial_sums=partial_sums, n=n, totals=totals)
+    return totals
+
+
+def inverse_hessian_product(
+    steps: Any, changes: Any, first: Any, n_pairs: Any, scale: Any, vector: Any
+) -> None:
+    """Multiply a vector by what L-BFGS takes for the inverse Hessian.
+
+    Steps and changes are (capacity, n); pairs are the rows first..first + n_pairs, the latest last,
+    and go on at row 0 after the last row. `scale` is the diagonal before any pair, up to a factor;
+    None is 1.
+    """
+    n, template = vector.size, (vector.dtype.name,)
+    if n == 0:
+        return
+    grid = (min(n_blocks(n), _RULE_BLOCKS),)
+    history = {"steps": steps, "changes": changes, "capacity": len(steps), "first_pair": first}
+    history |= {"n": n}
+    products = coefficients = None
+    if n_pairs:
+        partial_sums = empty((n_pairs, _PRODUCTS_OF_A_PAIR, *grid), np.float64)
+        of_pairs = {"scale": scale, "partial_sums": partial_sums}
+        launch("pair_products", template, 1, grid=(*grid, n_pairs), **history, **of_pairs)
+        products, coefficients = _added_up(partial_sums), empty(n_pairs, np.float64)
+    before, after = empty((2, *grid), np.float64)
+    loop = {**history, "vector": vector, "n_pairs": n_pairs, "products": products}
+    loop |= {"coefficients": coefficients}
+    for pair in range(n_pairs, -1, -1):
+        sums = {"products_before": before, "products_after": after}
+        launch("descend", template, 1, grid=grid, **loop, **sums, scale=scale, pair=pair)
+        before, after = after, before
+    for pair in range(n_pairs):
+        sums = {"products_before": before, "products_after": after}
+        launch("ascend", template, 1, grid=grid, **loop, **sums, pair=pair)
+        before, after = after, before
 
 
 def squared_norm(a: Any) -> float:
@@ -1059,17 +1141,11 @@ def prox(w: Any, step: Any, l1: float, l2: float, lower: float, upper: float) ->
     )
 
 
-def prox_groups(w: Any, n_groups: int, width: int, threshold: float) -> None:
-    """Shrink the norm of each run of `width` weights by `threshold`, down to zero."""
-    launch(
-        "prox_groups",
-        (w.dtype.name,),
-        n_groups,
-        w=w,
-        n_groups=n_groups,
-        width=width,
-        threshold=threshold,
-    )
+def prox_groups(w: Any, n_groups: int, width: int, thresholds: Any) -> None:
+    """Shrink the norm of each run of `width` weights by a threshold: one, or one a group."""
+    given = {"w": w, "n_groups": n_groups, "width": width}
+    given |= {"thresholds": thresholds, "n_thresholds": len(thresholds)}
+    launch("prox_groups", (w.dtype.name,), n_groups, **given)
 
 
 # Arrays.

@@ -25,7 +25,7 @@ CUPY_OPTIONS = ("--device-as-default-execution-space", "-ftz=true")
 #: Threads of a block, but for kernels that say otherwise; `block_size` in grid.cuh.
 BLOCK_SIZE = 256
 
-FILES = ("cuda/rules.cu", "cuda/network.cu", "cuda/sparse.cu")
+FILES = ("cuda/rules.cu", "cuda/network.cu", "cuda/sparse.cu", "cuda/quasi_newton.cu")
 
 #: Parameters that may move with the steps of a recording: each has a ``*_per_step`` beside it.
 MOVING = ("first", "stream", "step", "to", "batch")

@@ -2,6 +2,7 @@
 // SKOPTIM_ARCH naming it; cpu_module.cpp chooses among the tables when the module is imported.
 #include <cstddef>
 
+#include "cpu_quasi_newton.hpp"
 #include "cpu_table.hpp"
 #include "cpu_touched.hpp"
 
@@ -41,9 +42,10 @@ const Kernels<T>& kernels() {
       RuleList<T>::entries, RuleList<T>::size,
       LossList<T>::entries, LossList<T>::size,
       ActivationList<T>::entries, ActivationList<T>::size,
-      observe<T>, gather_rows<T>, multiply<T>, multiply_left<T>, multiply_right<T>, add_bias<T>,
+      observe<T>, column_squares<T>, gather_rows<T>, multiply<T>, multiply_left<T>, multiply_right<T>, add_bias<T>,
       csr_matmul<T>, csr_gradient<T>, csr_clear<T>, sort_by_column<T>,
-      touched_squared_norm<T>, dropout<T>, column_sums<T>, dot<T>, prox_flat<T>, prox_groups<T>};
+      touched_squared_norm<T>, dropout<T>, column_sums<T>, dot<T>, inverse_hessian_product<T>,
+      prox_flat<T>, prox_groups<T>};
   return table;
 }
 

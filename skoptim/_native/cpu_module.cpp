@@ -761,6 +761,19 @@ void bind(nb::module_& m, const char* suffix) {
           return kernels<T>().observe(x.view, x.pointer(rows), first, n, unit.data());
         },
         "x"_a, "rows"_a.none(), "first"_a, "n"_a, "unit"_a.noconvert(), Unlocked());
+  m.def("column_squares",
+        [](const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n, std::optional<Input<T>> weights,
+           Vector<double> sums, Vector<double> largest) {
+          x.check_batch(rows, first, n);
+          const int64_t n_columns = x.view.n_columns;
+          require(int64_t(sums.shape(0)) == n_columns && int64_t(largest.shape(0)) == n_columns,
+                  "sums, largest: one for each column");
+          require(!weights || int64_t(weights->shape(0)) == x.view.n_rows, "weights: one for each row");
+          kernels<T>().column_squares(x.view, x.pointer(rows), first, n, weights ? weights->data() : nullptr,
+                                      sums.data(), largest.data());
+        },
+        "x"_a, "rows"_a.none(), "first"_a, "n"_a, "weights"_a.none().noconvert(), "sums"_a.noconvert(),
+        "largest"_a.noconvert(), Unlocked());
   m.def("gather_rows",
         [](Input2d<T> x, Input<int64_t> rows, Output2d<T> out) {
           require(out.shape(0) == rows.shape(0) && out.shape(1) == x.shape(1), "out: wrong shape");
@@ -845,6 +858,20 @@ void bind(nb::module_& m, const char* suffix) {
           return kernels<T>().dot(a.data(), b.data(), a.size());
         },
         "a"_a.noconvert(), "b"_a.noconvert(), Unlocked());
+  m.def("inverse_hessian_product",
+        [](Input2d<T> steps, Input2d<T> changes, int64_t first, int64_t n_pairs, std::optional<Input<T>> scale,
+           Vector<T> vector) {
+          const int64_t capacity = steps.shape(0), n = vector.shape(0);
+          require(int64_t(steps.shape(1)) == n && int64_t(changes.shape(1)) == n &&
+                      int64_t(changes.shape(0)) == capacity,
+                  "steps, changes: rows like the vector, as many of each");
+          require(first >= 0 && n_pairs >= 0 && n_pairs <= capacity, "first, n_pairs: rows of steps");
+          require(!scale || int64_t(scale->shape(0)) == n, "scale: must have the length of the vector");
+          kernels<T>().inverse_hessian_product(steps.data(), changes.data(), capacity, first, n_pairs, n,
+                                               scale ? scale->data() : nullptr, vector.data());
+        },
+        "steps"_a.noconvert(), "changes"_a.noconvert(), "first"_a, "n_pairs"_a, "scale"_a.none().noconvert(),
+        "vector"_a.noconvert(), Unlocked());
   m.def("prox",
         [](Vector<T> w, Input<T> step, double l1, double l2, double lower, double upper) {
           require(step.shape(0) == 1 || step.shape(0) == w.shape(0), "step: one, or one for each weight");
@@ -852,11 +879,13 @@ void bind(nb::module_& m, const char* suffix) {
         },
         "w"_a.noconvert(), "step"_a.noconvert(), "l1"_a, "l2"_a, "lower"_a, "upper"_a, Unlocked());
   m.def("prox_groups",
-        [](Vector<T> w, int64_t n_groups, int64_t width, double threshold) {
+        [](Vector<T> w, int64_t n_groups, int64_t width, Input<T> thresholds) {
           require(n_groups * width <= int64_t(w.shape(0)), "w: too short for the groups");
-          kernels<T>().prox_groups(w.data(), n_groups, width, T(threshold));
+          const int64_t n_thresholds = thresholds.shape(0);
+          require(n_thresholds == 1 || n_thresholds == n_groups, "thresholds: one, or one for each group");
+          kernels<T>().prox_groups(w.data(), n_groups, width, thresholds.data(), n_thresholds);
         },
-        "w"_a.noconvert(), "n_groups"_a, "width"_a, "threshold"_a, Unlocked());
+        "w"_a.noconvert(), "n_groups"_a, "width"_a, "thresholds"_a.noconvert(), Unlocked());
 }
 
 // Whether owing idle steps to the columns that a batch does not touch costs less than stepping them

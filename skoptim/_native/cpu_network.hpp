@@ -153,11 +153,6 @@ int64_t read_row(const Matrix<T>& x, int64_t row, int64_t* columns, const T** va
   return x.wide ? read_row<int64_t>(x, row, columns, values) : read_row<int32_t>(x, row, columns, values);
 }
 
-template <class T>
-int64_t n_stored(const Matrix<T>& x) {
-  return x.wide ? static_cast<const int64_t*>(x.indptr)[x.n_rows] : static_cast<const int32_t*>(x.indptr)[x.n_rows];
-}
-
 // Rows are visited in a random order, so the processor cannot guess the next one: it is told.
 // (Inlined by force: a call to a function that only prefetches may be removed as having no effect.)
 template <class Index, class T>
@@ -262,18 +257,23 @@ void column_sums(const T* a, int64_t n, int64_t width, bool adds, T* out) {
   for (int64_t i = 0; i < n; ++i) add_scaled(out, a + i * width, T(1), width);
 }
 
-// Sums of products in eight or sixteen lanes: the order does not depend on the instruction set.
-template <class Sum, class T>
-Sum lane_dot(const T* a, const T* b, int64_t n) {
+// term(0) + ... + term(n - 1) in eight or sixteen lanes: the order does not depend on the instruction set.
+template <class Sum, class Term>
+SKOPTIM_HD Sum lane_sum(int64_t n, const Term& term) {
   constexpr int lanes = 64 / sizeof(Sum);
   Sum sums[lanes] = {};
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes)
-    for (int j = 0; j < lanes; ++j) sums[j] += Sum(a[i + j]) * b[i + j];
-  for (int j = 0; i + j < n; ++j) sums[j] += Sum(a[i + j]) * b[i + j];
+    for (int j = 0; j < lanes; ++j) sums[j] += term(i + j);
+  for (int j = 0; i + j < n; ++j) sums[j] += term(i + j);
   for (int half = lanes / 2; half > 0; half /= 2)
     for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
   return sums[0];
+}
+
+template <class Sum, class T>
+Sum lane_dot(const T* a, const T* b, int64_t n) {
+  return lane_sum<Sum>(n, [=](int64_t i) SKOPTIM_INLINE { return Sum(a[i]) * b[i]; });
 }
 
 // Products of small or thin matrices, see kernels.hpp.
@@ -395,6 +395,26 @@ double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n
   return observe_units(x, rows, first, n, unit, 1, [=](int64_t column, T learned) { unit[column] = learned; });
 }
 
+// See kernels.hpp. Weights may be null.
+template <class T>
+void column_squares(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* weights, double* sums,
+                    double* largest) {
+  const auto row_of = [=](int64_t i) { return rows ? rows[i] : first + i; };
+  const auto add = [=](double weight, int64_t column, double value) {
+    sums[column] += weight * value * value;
+    largest[column] = std::max(largest[column], value * value);
+  };
+  if (x.indices)
+    return visit_entries(x, rows, first, n, [=](int64_t i, int64_t column, T value) {
+      add(weights ? double(weights[row_of(i)]) : 1.0, column, double(value));
+    });
+  for (int64_t i = 0; i < n; ++i) {
+    const T* const row = x.data + row_of(i) * x.n_columns;
+    const double weight = weights ? double(weights[row_of(i)]) : 1.0;
+    for (int64_t f = 0; f < x.n_columns; ++f) add(weight, f, double(row[f]));
+  }
+}
+
 // `steps` holds one step size for all (n_steps = 1) or one for each weight.
 template <class T>
 void prox_flat(T* w, int64_t n, const T* steps, int64_t n_steps, T l1, T l2, T lower, T upper) {
@@ -403,12 +423,12 @@ void prox_flat(T* w, int64_t n, const T* steps, int64_t n_steps, T l1, T l2, T l
 }
 
 template <class T>
-void prox_groups(T* w, int64_t n_groups, int64_t width, T threshold) {
+void prox_groups(T* w, int64_t n_groups, int64_t width, const T* thresholds, int64_t n_thresholds) {
   for (int64_t j = 0; j < n_groups; ++j) {
     T* const group = w + j * width;
     T norm = T(0);
     for (int64_t k = 0; k < width; ++k) norm += group[k] * group[k];
-    const T factor = group_shrinkage(norm, threshold);
+    const T factor = group_shrinkage(norm, thresholds[n_thresholds == 1 ? 0 : j]);
     for (int64_t k = 0; k < width; ++k) group[k] *= factor;
   }
 }

@@ -10,9 +10,6 @@
 
 SKOPTIM_BEGIN
 
-// Behind the parameters of a lambda: a loop around a call does not vectorise.
-#define SKOPTIM_INLINE __attribute__((always_inline))
-
 template <class T>
 Steps<T> steps_of(const Block<T>& b) {
   return {b.rows, b.width,       b.decay,     b.threshold, b.averaged, b.highest_rate,

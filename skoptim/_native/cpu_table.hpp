@@ -354,7 +354,7 @@ class RuleTable final : public LinearTable<T> {
 
   void begin_block(const Task<T>& task) {
     change_owing(task);
-    const int64_t n_entries = n_stored(task.x) / std::max<int64_t>(task.x.n_rows, 1) * task.n_samples;
+    const int64_t n_entries = task.x.n_stored() / std::max<int64_t>(task.x.n_rows, 1) * task.n_samples;
     if (n_entries * copied_per_entry > records_.size() * int64_t(sizeof(T))) keep_everything();
     if (layout_.owing != Owing::recorded) return;
     if (record_.bytes() > record_bytes) settle();
@@ -678,7 +678,7 @@ class RuleTable final : public LinearTable<T> {
   // Training.
 
   void reserve(const Task<T>& task) {
-    const int64_t touched = std::min(task.longest_row * task.batch_size, n_stored(task.x));
+    const int64_t touched = std::min(task.longest_row * task.batch_size, task.x.n_stored());
     taken_.reserve(std::min(n_columns_, touched), width_, n_slots, averaging_);
     scores_.resize(task.batch_size * width_);
     derivatives_.resize(task.batch_size * width_);

@@ -222,14 +222,25 @@ class Passes {
   std::vector<std::vector<T>> scores_, outputs_, dropped_, deltas_;  // of each layer
 };
 
+// What n rows of X have in the mean.
+template <class T>
+int64_t stored_in(const Matrix<T>& x, int64_t n) {
+  return int64_t(double(x.n_stored()) / double(std::max<int64_t>(x.n_rows, 1)) * double(n));
+}
+
+// Multiplications of a pass of n rows; those of a stored entry take as long as several others.
+template <class T>
+int64_t multiplications(const Architecture<T>& network, const Matrix<T>& x, int64_t n) {
+  const int64_t inputs = stored_in(x, n) * (x.indices ? 4 : 1) * network.layer_sizes[1];
+  return inputs + n * (network.n_coefficients() - network.layer_sizes[0] * network.layer_sizes[1]);
+}
+
 // Passes over fewer multiplications take less time than calling another thread.
 constexpr int64_t multiplications_worth_a_thread = 1 << 18;
 
 template <class T>
 int64_t team_size(const Architecture<T>& network, const Matrix<T>& x, int64_t n, int64_t n_threads) {
-  const int64_t inputs = x.indices ? 0 : n * network.layer_sizes[0] * network.layer_sizes[1];
-  const int64_t rest = n * (network.n_coefficients() - network.layer_sizes[0] * network.layer_sizes[1]);
-  return inputs + rest < multiplications_worth_a_thread ? 1 : n_threads;
+  return multiplications(network, x, n) < multiplications_worth_a_thread ? 1 : n_threads;
 }
 
 // Takes the steps of a task; returns the sum of the losses.
@@ -369,15 +380,57 @@ void network_scores(const Architecture<T>& network, const Kernels<T>& kernels, G
   }
 }
 
+// The same on CSR data, whose gradient is scattered over all columns: each member of the team goes through rows of its
+// own, into a gradient of its own. It takes so few at a time that they are still in its cache on the way back.
+template <class T>
+double sparse_full_gradient(const Task<T>& task, const Kernels<T>& kernels, Gemm<T> gemm, const T* parameters,
+                            const Batch<T>& all, int64_t n_threads, T* gradient) {
+  const Architecture<T>& network = task.network;
+  const int64_t size = network.n_parameters();
+  // Another gradient is made zero, and added, once.
+  const int64_t worth = 1 + multiplications(network, all.x, all.n) / (4 * size);
+  Team team(std::min(worth, team_size(network, all.x, all.n, n_threads)));
+  constexpr int64_t entries = 1 << 14;
+  const int64_t of_a_row = std::max<int64_t>(stored_in(all.x, 1), 1);
+  const int64_t chunk = std::min(all.n, std::min(chunk_rows(network, true), std::max<int64_t>(entries / of_a_row, 64)));
+  std::vector<T> others((team.n_members() - 1) * size);
+  std::vector<double> losses(team.n_members());
+  team.run([&](Part part) {
+    T* const own = part.index == 0 ? gradient : others.data() + (part.index - 1) * size;
+    if (part.index == 0) std::fill_n(gradient, size, T(0));
+    Passes<T> passes(network, kernels, gemm, {network, parameters}, chunk, Purpose::gradient);
+    const int64_t last = part.last(all.n);
+    for (int64_t begin = part.first(all.n); begin < last; begin += chunk) {
+      const Batch<T> batch{all.x, all.rows ? all.rows + begin : nullptr, all.first + begin, std::min(chunk, last - begin)};
+      passes.forward(batch, {0, 1}, 0, passes.scores());
+      losses[part.index] += passes.backward(task, batch, {0, 1}, 0, T(1) / T(all.n));
+      for (int64_t l = 0; l < passes.n_layers(); ++l) {
+        passes.coef_gradient(batch, l, 0, network.layer_sizes[l], true, own);
+        if (task.fit_intercept) passes.intercept_gradient(batch, l, true, own);
+      }
+    }
+  });
+  team.run([&](Part part) {
+    for (int64_t other = 1; other < part.count; ++other) {
+      const T* const from = others.data() + (other - 1) * size;
+      for (int64_t i = part.first(size); i < part.last(size); ++i) gradient[i] += from[i];
+    }
+  });
+  double loss = 0;
+  for (const double part : losses) loss += part;
+  return loss;
+}
+
 // The sum of the losses of n rows; leaves the gradient of the mean loss.
 template <class T>
 double full_gradient(const Task<T>& task, const Kernels<T>& kernels, Gemm<T> gemm, const T* parameters,
                      const Batch<T>& all, int64_t n_threads, T* gradient) {
+  if (all.is_sparse()) return sparse_full_gradient(task, kernels, gemm, parameters, all, n_threads, gradient);
   const Architecture<T>& network = task.network;
   Team team(team_size(network, all.x, all.n, n_threads));
-  const int64_t chunk = std::min(all.n, team.n_members() * chunk_rows(network, all.is_sparse()));
+  const int64_t chunk = std::min(all.n, team.n_members() * chunk_rows(network, false));
   Passes<T> passes(network, kernels, gemm, {network, parameters}, chunk, Purpose::gradient);
-  if (!all.in_place() && !all.is_sparse()) passes.reserve_inputs(chunk);
+  if (!all.in_place()) passes.reserve_inputs(chunk);
   std::fill_n(gradient, network.n_parameters(), T(0));
   std::vector<double> losses(team.n_members());
   for (int64_t begin = 0; begin < all.n; begin += chunk) {
@@ -389,11 +442,8 @@ double full_gradient(const Task<T>& task, const Kernels<T>& kernels, Gemm<T> gem
     team.run([&](Part part) {
       for (int64_t l = 0; l < passes.n_layers(); ++l) {
         const int64_t fan_in = network.layer_sizes[l];
-        if (l == 0 && batch.is_sparse()) {
-          if (part.index == 0) passes.coef_gradient(batch, l, 0, fan_in, true, gradient);
-        } else if (part.first(fan_in) < part.last(fan_in)) {
+        if (part.first(fan_in) < part.last(fan_in))
           passes.coef_gradient(batch, l, part.first(fan_in), part.last(fan_in), true, gradient);
-        }
         if (part.is_last() && task.fit_intercept) passes.intercept_gradient(batch, l, true, gradient);
       }
     });

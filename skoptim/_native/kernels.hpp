@@ -93,6 +93,11 @@ struct Matrix {
   const void* indices;  // null for a dense matrix
   const void* indptr;
   bool wide;            // 64-bit indices
+
+  int64_t n_stored() const {
+    if (!indices) return n_rows * n_columns;
+    return wide ? static_cast<const int64_t*>(indptr)[n_rows] : static_cast<const int32_t*>(indptr)[n_rows];
+  }
 };
 
 template <class T>
@@ -283,6 +288,9 @@ struct Kernels {
   // unit[column] = 1 / the largest |x| so far, over the given rows; 0 before the first. Returns the mean
   // squared norm of rows in these units, over some of them.
   double (*observe)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, T* unit);
+  // The weighted sum of each column's squares, and the largest of them, added to what there is of other rows.
+  void (*column_squares)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, const T* weights,
+                         double* sums, double* largest);
   void (*gather_rows)(const T* x, int64_t width, const int64_t* rows, int64_t n, T* out);
   // Products of small or thin row-major matrices a (n, k), w (k, m), d (n, m): out = a w,
   void (*multiply)(const T* a, const T* w, int64_t n, int64_t k, int64_t m, T* out);
@@ -307,9 +315,15 @@ struct Kernels {
   // Or added to what is there.
   void (*column_sums)(const T* a, int64_t n, int64_t width, bool adds, T* out);
   double (*dot)(const T* a, const T* b, int64_t n);
+  // vector = H vector, with H from pairs and from H0 = scale, diagonal (null: 1), up to a factor. Steps and changes
+  // are (capacity, n); pairs are the rows first..first + n_pairs, the latest last, and go on at row 0 after the last
+  // row. Those whose product is rounding are left out.
+  void (*inverse_hessian_product)(const T* steps, const T* changes, int64_t capacity, int64_t first, int64_t n_pairs,
+                                  int64_t n, const T* scale, T* vector);
   // Prox of step * (l1, l2, box) in place; one step size, or one for each weight.
   void (*prox)(T* w, int64_t n, const T* steps, int64_t n_steps, T l1, T l2, T lower, T upper);
-  void (*prox_groups)(T* w, int64_t n_groups, int64_t width, T threshold);
+  // Shrinks the norm of each run of `width` by a threshold: one, or one for each group.
+  void (*prox_groups)(T* w, int64_t n_groups, int64_t width, const T* thresholds, int64_t n_thresholds);
 };
 
 enum class IndexStatus { canonical, unsorted, duplicates, bad_indptr, bad_index };

@@ -42,6 +42,8 @@ SKOPTIM_HD double erf(double x) { return ::erf(x); }
 #include <limits>
 // Forced, because a loop around a call does not vectorise.
 #define SKOPTIM_HD [[gnu::always_inline]] inline
+// The same, behind the parameters of a lambda.
+#define SKOPTIM_INLINE __attribute__((always_inline))
 #ifndef SKOPTIM_ARCH
 #define SKOPTIM_ARCH baseline
 #endif

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from scipy.optimize import OptimizeResult
 
 from skoptim._devices import device_of
@@ -79,6 +80,22 @@ class FullBatchOptimizer(Optimizer):
             If this optimizer cannot honour the penalty.
         """
         raise NotImplementedError
+
+    def precondition(self, state: OptimizerState, curvature: Any) -> None:
+        """Let steps along each parameter be in units of how far it has to go.
+
+        Parameters
+        ----------
+        state : OptimizerState
+            Changed in place.
+        curvature : array of shape (n_parameters,)
+            About the diagonal of the Hessian of the loss and of L2; 0 where nothing is known. All
+            that are in one group of the penalty have the same.
+        """
+        limits = np.finfo(curvature.dtype)
+        least, most = 1e3 * float(limits.tiny), 1e-3 * float(limits.max)
+        xp = device_of(curvature).xp
+        state.slots["scale"] = 1 / xp.where(curvature > 0, xp.clip(curvature, least, most), 1)
 
     def refresh(self, state: OptimizerState) -> None:
         """Forget the loss and the gradient at `w`, because `w`, the data or the penalty changed."""
@@ -183,6 +200,15 @@ class FullBatchOptimizer(Optimizer):
         state.carries.update(
             value=value, best_value=math.inf, best_optimality=math.inf, stalled=0.0
         )
+
+    def _scaled(self, gradient: Any, state: OptimizerState) -> Any:
+        """Return a gradient as a step of size one along each parameter."""
+        scale = state.slots.get("scale")
+        return gradient if scale is None else gradient * scale
+
+    def _note_optimality(self, optimality: float, state: OptimizerState) -> None:
+        """Keep how far the very first point was from a minimum: fits stop at `tol` times that."""
+        state.carries.setdefault("first_optimality", optimality)
 
     def _report(self, w: Any, state: OptimizerState, value: float, optimality: float) -> Iteration:
         """Report a step made; it is no progress if all has been at rest for `_patience` steps.

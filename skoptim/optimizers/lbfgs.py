@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -23,6 +23,9 @@ from skoptim.penalties import PenaltyTerms
 
 __all__ = ["LBFGS"]
 
+#: Slots of steps and of changes of the gradient along them, both (history_size, n_parameters).
+_PAIRS = ("steps", "changes")
+
 
 class LBFGS(FullBatchOptimizer):
     r"""Limited-memory BFGS over all samples at once; orthant-wise (OWL-QN) under L1.
@@ -30,9 +33,10 @@ class LBFGS(FullBatchOptimizer):
     .. math:: w_{k+1} = w_k - t_k H_k g_k
 
     where :math:`H_k` is built from the last `history_size` pairs :math:`s_i = w_{i+1} - w_i`,
-    :math:`y_i = g_{i+1} - g_i`, from :math:`H_k^0 = (s^T y / y^T y) I`, and :math:`t_k` satisfies
-    the strong Wolfe conditions. Under L1 of strength :math:`\lambda`, :math:`g` is the
-    pseudo-gradient, whose entries are
+    :math:`y_i = g_{i+1} - g_i`, from :math:`H_k^0 = (s^T y / y^T D y) D`, and :math:`t_k` satisfies
+    the strong Wolfe conditions. In linear models :math:`D` is about the inverse of the diagonal of
+    the Hessian (see the notes), else the identity. Under L1 of strength :math:`\lambda`,
+    :math:`g` is the pseudo-gradient, whose entries are
 
     .. math:: g_i = \begin{cases}
         \partial_i f + \lambda\, \mathrm{sign}(w_i) & w_i \ne 0 \\
@@ -51,20 +55,26 @@ class LBFGS(FullBatchOptimizer):
 
     Notes
     -----
-    The first step is no longer than 1, whatever the size of the gradient. A pair whose
-    :math:`s^T y` is tiny or negative is not kept. A loss that is NaN or infinite shortens the
-    step. Where all losses in reach are equal up to rounding, the slopes decide instead, so that
-    the gradient can be driven to about the precision of its own evaluation.
+    For feature :math:`j` of a linear model :math:`1 / D_j = c\, (\overline{x_j^2} + 0.03 \max
+    x_j^2) + \lambda_2`, with :math:`c` the largest second derivative of the loss and
+    :math:`\lambda_2` the strength of L2. So it matters neither in which units features are nor how
+    rare they are. Where features are scaled alike but correlated, this gains little or nothing.
 
-    Two details differ from the paper on OWL-QN; on logistic regressions with correlated features
-    they save half to nine tenths of the iterations. The recursion for :math:`H_k g_k` sees the
-    free coefficients alone (those not held at 0), so that curvature among the others cannot spoil
-    it; and only coefficients at 0 have to leave in the direction of steepest descent.
+    The first step is no longer than 1, measured by :math:`D`, whatever the size of the gradient.
+    A pair whose :math:`s^T y` is tiny or negative is not kept. A loss that is NaN or infinite
+    shortens the step. Where all losses in reach are equal up to rounding, the slopes decide
+    instead, so that the gradient can be driven to about the precision of its own evaluation.
 
-    SciPy's ``L-BFGS-B`` has the same `history_size` and takes box constraints, but no L1; it also
-    stops on a small relative decrease (``ftol``), which has no counterpart here. ``torch.optim.
-    LBFGS`` keeps 100 pairs and by default searches no step length: ``line_search_fn=
-    "strong_wolfe"`` corresponds to this class. ``optax.lbfgs`` keeps 10 pairs with a zoom search.
+    Two more details differ from the paper on OWL-QN; on logistic regressions with correlated
+    features they save half to nine tenths of the iterations. The recursion for :math:`H_k g_k` sees
+    the free coefficients alone (those not held at 0), so that curvature among the others cannot
+    spoil it; and only coefficients at 0 have to leave in the direction of steepest descent.
+
+    SciPy's ``L-BFGS-B`` has the same `history_size`, begins from the identity, and takes box
+    constraints, but no L1; it also stops on a small relative decrease (``ftol``), which has no
+    counterpart here. ``torch.optim.LBFGS`` keeps 100 pairs and by default searches no step length:
+    ``line_search_fn="strong_wolfe"`` corresponds to this class. ``optax.lbfgs`` keeps 10 pairs with
+    a zoom search.
 
     Use it for up to some hundred thousand parameters and smooth losses, where it needs tens of
     passes over the data and no tuning. Do not use it for mini-batches or `partial_fit`; nor for
@@ -131,15 +141,16 @@ class LBFGS(FullBatchOptimizer):
         objective = _Objective(w, value_and_grad, terms)
         if "value" not in state.carries:
             self._begin(w, objective, state)
+            self._note_optimality(objective.optimality(w, state), state)
         trial = self._search(w, objective, state)
-        if trial is None and state.slots["steps"]:
+        if trial is None and state.carries["n_pairs"]:
             # The pairs mislead here: start a new history from the steepest descent.
-            state.slots.update(steps=[], gradient_changes=[])
+            state.carries["n_pairs"] = 0.0
             trial = self._search(w, objective, state)
         if trial is not None:
             self._move(w, trial, state)
         value = state.carries["value"]
-        optimality = max_norm(objective.pseudo_gradient(w, state.slots["gradient"]))
+        optimality = objective.optimality(w, state)
         if trial is None:
             return Iteration(value, optimality, progressed=False)
         return self._report(w, state, value, optimality)
@@ -147,25 +158,26 @@ class LBFGS(FullBatchOptimizer):
     def _init_slots(
         self, w: Any, batch_size: int = 1, n_penalised: int | None = None
     ) -> dict[str, Any]:
-        return {"gradient": device_of(w).xp.zeros_like(w), "steps": [], "gradient_changes": []}
+        return {"gradient": device_of(w).xp.zeros_like(w)}
+
+    def _begin(self, w: Any, loss: ValueAndGrad, state: OptimizerState) -> None:
+        super()._begin(w, loss, state)
+        slots, shape = state.slots, (self.history_size, len(w))
+        old = slots.get("steps")
+        if old is None or old.shape != shape:
+            # Pairs are rows; after the last one the next is the first again.
+            slots.update({name: device_of(w).xp.zeros(shape, w.dtype) for name in _PAIRS})
+            state.carries["n_pairs"] = 0.0
 
     def _search(self, w: Any, objective: _Objective, state: OptimizerState) -> _Trial | None:
         """Return the next point along the quasi-Newton direction, or None."""
-        device = device_of(w)
-        gradient = objective.pseudo_gradient(w, state.slots["gradient"])
-        norm = math.sqrt(device.dot(gradient, gradient))
+        device, slots = device_of(w), state.slots
+        gradient = objective.pseudo_gradient(w, slots["gradient"])
+        norm = math.sqrt(max(device.dot(gradient, self._scaled(gradient, state)), 0.0))
         if not 0.0 < norm < math.inf:
             return None
-        steps, changes = state.slots["steps"], state.slots["gradient_changes"]
-        pairs: Iterable = zip(steps, changes, strict=True)
-        if objective.has_l1:
-            free = (w != 0) | (gradient != 0)
-            parts = ((s * free, y * free) for s, y in pairs)
-            pairs = ((s, y, _curvature(s, y)) for s, y in parts)
-        else:
-            # These were trusted when they were remembered.
-            pairs = ((s, y, device.dot(s, y)) for s, y in pairs)
-        direction = -_inverse_hessian_product(gradient, pairs)
+        free = (w != 0) | (gradient != 0) if objective.has_l1 else None
+        direction = -self._inverse_hessian_product(gradient, state, free)
         search = _search_orthant if objective.has_l1 else _search_line
         return search(
             objective,
@@ -173,20 +185,41 @@ class LBFGS(FullBatchOptimizer):
             state.carries["value"],
             gradient,
             direction,
-            1.0 if steps else min(1.0, 1.0 / norm),
+            1.0 if state.carries["n_pairs"] else min(1.0, 1.0 / norm),
             self.max_line_search,
         )
 
+    def _inverse_hessian_product(self, vector: Any, state: OptimizerState, free: Any) -> Any:
+        """Return H @ vector; of the `free` coefficients alone, if any are named, and zero else."""
+        device, scale = device_of(vector), state.slots.get("scale")
+        pairs = [state.slots[name] for name in _PAIRS]
+        n_pairs = int(state.carries["n_pairs"])
+        n_kept = min(n_pairs, self.history_size)
+        place = (n_pairs - n_kept) % self.history_size, n_kept
+        if free is None:
+            product = vector.copy()
+            device.inverse_hessian_product(*pairs, *place, scale, product)
+            return product
+        free = device.xp.flatnonzero(free)
+        pairs = [device.xp.take(pair, free, axis=1) for pair in pairs]
+        product, within = device.xp.zeros_like(vector), vector[free]
+        scale = None if scale is None else scale[free]
+        device.inverse_hessian_product(*pairs, *place, scale, within)
+        product[free] = within
+        return product
+
     def _move(self, w: Any, trial: _Trial, state: OptimizerState) -> None:
         """Move `w` to the trial, and remember the pair if it tells of positive curvature."""
-        slots = state.slots
+        slots, carries = state.slots, state.carries
         step, change = trial.w - w, trial.gradient - slots["gradient"]
-        if _curvature(step, change) > 0.0:
-            slots["steps"] = [*slots["steps"], step][-self.history_size :]
-            slots["gradient_changes"] = [*slots["gradient_changes"], change][-self.history_size :]
+        if _is_trusted(step, change):
+            place = int(carries["n_pairs"]) % self.history_size
+            for name, row in zip(_PAIRS, (step, change), strict=True):
+                slots[name][place] = row
+            carries["n_pairs"] += 1.0
         w[:] = trial.w
         slots["gradient"] = trial.gradient
-        state.carries["value"] = trial.value
+        carries["value"] = trial.value
         state.step += 1
 
 
@@ -210,14 +243,14 @@ class _Objective:
     def __init__(self, w: Any, value_and_grad: ValueAndGrad, terms: PenaltyTerms):
         self.value_and_grad = value_and_grad
         self.terms = terms
+        self.rough = replace(terms, l2=0.0)
         self.has_l1 = terms.l1 > 0.0
         self.l1 = device_of(w).xp.zeros_like(w)
         self.l1[: terms.n_penalised] = terms.l1
 
     def __call__(self, w: Any, gradient: Any) -> float:
         value = float(self.value_and_grad(w, gradient))
-        self.terms.smooth_value_and_grad(w, gradient)
-        return value + self.terms.value(w)
+        return value + self.terms.smooth_value_and_grad(w, gradient) + self.rough.value(w)
 
     def pseudo_gradient(self, w: Any, gradient: Any) -> Any:
         """Return the subgradient of least norm (Andrew and Gao, equation 4)."""
@@ -226,6 +259,10 @@ class _Objective:
         xp = device_of(w).xp
         at_zero = gradient - xp.clip(gradient, -self.l1, self.l1)
         return xp.where(w == 0, at_zero, gradient + self.l1 * xp.sign(w))
+
+    def optimality(self, w: Any, state: OptimizerState) -> float:
+        """Return the largest entry of the pseudo-gradient."""
+        return max_norm(self.pseudo_gradient(w, state.slots["gradient"]))
 
     def orthant(self, w: Any, pseudo_gradient: Any) -> Any:
         """Return the signs that the coefficients may take in one step (equation 5)."""
@@ -296,31 +333,8 @@ def _search_orthant(
     return None
 
 
-def _inverse_hessian_product(vector: Any, pairs: Iterable[tuple[Any, Any, float]]) -> Any:
-    """Return H @ vector by the two-loop recursion (Nocedal and Wright, algorithm 7.4).
-
-    Pairs are steps and changes of the gradient, with their product.
-    """
-    device = device_of(vector)
-    known = [pair for pair in pairs if pair[2] > 0.0]
-    if not known:
-        return vector
-    coefficients = []
-    for s, y, curvature in reversed(known):
-        coefficient = device.dot(s, vector) / curvature
-        vector = vector - coefficient * y
-        coefficients.append(coefficient)
-    _, y, curvature = known[-1]
-    vector = vector * (curvature / device.dot(y, y))
-    for (s, y, curvature), coefficient in zip(known, reversed(coefficients), strict=True):
-        vector = vector + (coefficient - device.dot(y, vector) / curvature) * s
-    return vector
-
-
-def _curvature(step: Any, change: Any) -> float:
-    """Return s'y, or 0.0 where it is too small beside the lengths of s and y to be trusted."""
+def _is_trusted(step: Any, change: Any) -> bool:
+    """Tell whether s'y is not too small beside the lengths of s and y to be told from rounding."""
     device = device_of(step)
-    xp = device.xp
-    curvature = device.dot(step, change)
-    lengths = device.dot(step, step) * device.dot(change, change)
-    return curvature if curvature > float(xp.finfo(step.dtype).eps) * math.sqrt(lengths) else 0.0
+    curvature, *squares = device.dots((step, change), (step, step), (change, change))
+    return curvature > float(device.xp.finfo(step.dtype).eps) * math.sqrt(math.prod(squares))

@@ -61,7 +61,12 @@ class ProximalGradient(FullBatchOptimizer):
     The penalty (L1, L2, elastic net, groups, non-negativity, box) enters by its prox alone:
     zeros are exact and constraints hold exactly after every step. Intercepts carry none.
 
-    Over all samples a step size is accepted when the quadratic model with curvature
+    Over all samples, in linear models, each coefficient has a step size of its own: the one that
+    is searched for times :math:`D_j`, as in :class:`LBFGS`; distances above are then those of
+    :math:`w_j / \sqrt{D_j}`. So features may be in any units, and be rare or not. All outputs of
+    a feature share one, as groups do.
+
+    A step size is accepted when the quadratic model with curvature
     :math:`1 / \eta` lies above the loss at the new point. It is tried larger again in each
     iteration, the more so the flatter the loss was along the last step; a poor `learning_rate`
     thus costs a few evaluations, and steps are long where the loss is flat. The momentum is reset
@@ -144,18 +149,19 @@ class ProximalGradient(FullBatchOptimizer):
         self, w: Any, value_and_grad: ValueAndGrad, state: OptimizerState, terms: PenaltyTerms
     ) -> Iteration:
         """Make one iteration in place; see the base class."""
-        carries, slots = state.carries, state.slots
+        carries = state.carries
         if "value" not in carries:
             terms.prox(w, 0.0)  # Moves what is outside of the constraints to their boundary.
             self._begin(w, value_and_grad, state)
             carries.update(t=1.0, momentum=0.0)
             carries.setdefault("step_size", float(self.learning_rate))
+            self._note_optimality(self._mapping_norm(w, state, terms), state)
         start = self._extrapolate(w, value_and_grad, state)
         reached = self._descend(start, value_and_grad, state, terms)
         if reached is not None:
             self._move(w, start, reached, state)
         value = carries["value"] + terms.value(w)
-        optimality = _mapping_norm(w, slots["gradient"], carries["step_size"], terms)
+        optimality = self._mapping_norm(w, state, terms)
         if reached is None:
             return Iteration(value, optimality, progressed=False)
         return self._report(w, state, value, optimality)
@@ -205,10 +211,8 @@ class ProximalGradient(FullBatchOptimizer):
         carries = state.carries
         step_size = carries["step_size"] * carries.get("growth", 1.0)
         for _ in range(MAX_BACKTRACKS):
-            moved = start.w - step_size * start.gradient
-            terms.prox(moved, step_size)
-            reached = _evaluate(moved, value_and_grad)
-            curvature = _relative_curvature(start, reached, step_size)
+            reached = _evaluate(self._prox_step(start, step_size, state, terms), value_and_grad)
+            curvature = self._relative_curvature(start, reached, step_size, state)
             if curvature <= 1.0:
                 wanted = 0.5 / curvature if curvature > 0.0 else math.inf
                 least = GROWTH[0] if curvature < 1.0 else 1.0
@@ -222,7 +226,7 @@ class ProximalGradient(FullBatchOptimizer):
         """Move `w` to the point reached, and set the momentum of the next iteration."""
         carries, slots = state.carries, state.slots
         movement = reached.w - w
-        uphill = device_of(w).dot(start.w - reached.w, movement) > 0.0
+        uphill = self._product(start.w - reached.w, movement, state) > 0.0
         t = 1.0 if uphill else carries["t"]
         carries["t"] = 1.0 if uphill else 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * t * t))
         carries["momentum"] = (t - 1.0) / carries["t"] if self.acceleration else 0.0
@@ -230,6 +234,50 @@ class ProximalGradient(FullBatchOptimizer):
         slots.update(gradient=reached.gradient, movement=movement)
         carries["value"] = reached.value
         state.step += 1
+
+    # Lengths are those of w / sqrt(scale), where there is a scale.
+
+    def _product(self, a: Any, b: Any, state: OptimizerState) -> float:
+        scale = state.slots.get("scale")
+        return device_of(a).dot(a if scale is None else a / scale, b)
+
+    def _prox_step(
+        self, start: _Point, step_size: float, state: OptimizerState, terms: PenaltyTerms
+    ) -> Any:
+        """Return the proximal step from a point."""
+        scale = state.slots.get("scale")
+        step = step_size if scale is None else step_size * scale
+        moved = start.w - step * start.gradient
+        terms.prox(moved, step)
+        return moved
+
+    def _relative_curvature(
+        self, start: _Point, reached: _Point, step_size: float, state: OptimizerState
+    ) -> float:
+        """Return the loss's curvature along a step over what the step size allows for.
+
+        The curvature is ``2 (f(w) - f(v) - f'(v)(w - v)) / |w - v|^2``, and ``1 / step_size`` is
+        allowed. Where that difference is lost in rounding, the gradients give it instead; for a
+        quadratic the two are equal. Infinite where the loss is, 1 for no movement.
+        """
+        if not math.isfinite(reached.value):
+            return math.inf
+        device = device_of(start.w)
+        change = reached.w - start.w
+        squared_length = self._product(change, change, state)
+        if squared_length == 0.0:
+            return 1.0
+        excess = reached.value - start.value - device.dot(start.gradient, change)
+        if abs(excess) <= rounding_level(start.value, start.w):
+            excess = 0.5 * device.dot(reached.gradient - start.gradient, change)
+        return 2.0 * step_size * excess / squared_length
+
+    def _mapping_norm(self, w: Any, state: OptimizerState, terms: PenaltyTerms) -> float:
+        """Return the max-norm of the gradient mapping at `w`."""
+        step_size, scale = state.carries["step_size"], state.slots.get("scale")
+        here = _Point(w, state.carries["value"], state.slots["gradient"])
+        mapping = (w - self._prox_step(here, step_size, state, terms)) / step_size
+        return max_norm(mapping if scale is None else mapping / scale)
 
 
 class _Point(NamedTuple):
@@ -243,30 +291,3 @@ class _Point(NamedTuple):
 def _evaluate(w: Any, value_and_grad: ValueAndGrad) -> _Point:
     gradient = device_of(w).xp.empty_like(w)
     return _Point(w, float(value_and_grad(w, gradient)), gradient)
-
-
-def _relative_curvature(start: _Point, reached: _Point, step_size: float) -> float:
-    """Return the loss's curvature along a step over what the step size allows for.
-
-    The curvature is ``2 (f(w) - f(v) - f'(v)(w - v)) / |w - v|^2``, and ``1 / step_size`` is
-    allowed. Where that difference is lost in rounding, the gradients give it instead; for a
-    quadratic the two are equal. Infinite where the loss is, 1 for no movement.
-    """
-    if not math.isfinite(reached.value):
-        return math.inf
-    device = device_of(start.w)
-    change = reached.w - start.w
-    squared_length = device.dot(change, change)
-    if squared_length == 0.0:
-        return 1.0
-    excess = reached.value - start.value - device.dot(start.gradient, change)
-    if abs(excess) <= rounding_level(start.value, start.w):
-        excess = 0.5 * device.dot(reached.gradient - start.gradient, change)
-    return 2.0 * step_size * excess / squared_length
-
-
-def _mapping_norm(w: Any, gradient: Any, step_size: float, terms: PenaltyTerms) -> float:
-    """Return the max-norm of the gradient mapping at `w`."""
-    moved = w - step_size * gradient
-    terms.prox(moved, step_size)
-    return max_norm(w - moved) / step_size

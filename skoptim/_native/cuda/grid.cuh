@@ -60,7 +60,7 @@ struct Place {
   }
 };
 
-// The sum over the threads of a block, in an order that is always the same; valid in thread 0.
+// The sum over the threads of a block, in an order that is always the same; all of them have it.
 SKOPTIM_HD double block_sum(double value) {
   __shared__ double of_warp[block_size / warp_size];
   __syncthreads();  // An earlier sum may still be read.

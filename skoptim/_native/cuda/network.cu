@@ -146,12 +146,12 @@ __global__ void dot(const T* a, const T* b, int64_t n, double* partial_sums) {
   if (threadIdx.x == 0) partial_sums[blockIdx.x] = sum;
 }
 
-// The sum of what blocks left; one block.
-__global__ void add_up(const double* partial_sums, int64_t n, double* total) {
+// The sums of what blocks left: of each row of partial_sums (n_sums, n), by a block.
+__global__ void add_up(const double* partial_sums, int64_t n, double* totals) {
   double sum = 0;
-  for (int64_t e = threadIdx.x; e < n; e += block_size) sum += partial_sums[e];
+  for (int64_t e = threadIdx.x; e < n; e += block_size) sum += partial_sums[blockIdx.x * n + e];
   sum = block_sum(sum);
-  if (threadIdx.x == 0) *total = sum;
+  if (threadIdx.x == 0) totals[blockIdx.x] = sum;
 }
 
 // The end of a recorded step: its loss joins the sum, it is counted in its block and overall.
@@ -190,12 +190,12 @@ __global__ void prox(T* w, int64_t n, const T* steps, int64_t n_steps, T l1, T l
 }
 
 template <class T>
-__global__ void prox_groups(T* w, int64_t n_groups, int64_t width, T threshold) {
+__global__ void prox_groups(T* w, int64_t n_groups, int64_t width, const T* thresholds, int64_t n_thresholds) {
   for (int64_t j = grid_begin(); j < n_groups; j += grid_stride()) {
     T* const group = w + j * width;
     T norm = T(0);
     for (int64_t k = 0; k < width; ++k) norm += group[k] * group[k];
-    const T factor = group_shrinkage(norm, threshold);
+    const T factor = group_shrinkage(norm, thresholds[n_thresholds == 1 ? 0 : j]);
     for (int64_t k = 0; k < width; ++k) group[k] *= factor;
   }
 }
