@@ -252,6 +252,8 @@ def contenders(split: data.Split) -> dict[str, Callable[[int], Any]]:
             found[f"ours, {optimizer}, alpha={alpha:g}"] = partial(
                 ours, split, optimizer, "l2", alpha, loss=loss
             )
+    # At their minimum models are less regularised than after some epochs.
+    for alpha in (1e-6, 2e-6, 1e-5):
         found[f"ours, LBFGS(), alpha={alpha:g}"] = lambda iterations, alpha=alpha: ours(
             split, LBFGS(), "l2", alpha, 4 * iterations, loss=loss
         )
@@ -264,6 +266,10 @@ def logistic(split: data.Split, solver: str, C: float, iterations: int) -> Any:
     ).fit(split.X, split.y)
 
 
+#: Of solvers that take single rows, and of those that take all at once.
+EFFORTS = ((1, 2, 3, 4, 6, 8, 12, 20, 30, 50, 80), (2, 8, 25, 60))
+
+
 def race_part(name: str, most_seconds: float = 2.0) -> None:
     split = data.load(name).astype(np.float64)
     print(f"\n### Race to the best peer's log-loss. {split.describe()}\n")
@@ -271,7 +277,7 @@ def race_part(name: str, most_seconds: float = 2.0) -> None:
     for label, fit in contenders(split).items():
         curves[label] = []
         batch_solver = "C=" in label or "LBFGS" in label
-        for effort in (2, 8, 25) if batch_solver else (1, 2, 3, 4, 6, 8, 12, 20, 30):
+        for effort in EFFORTS[batch_solver]:
             _, model = timed(partial(fit, effort))
             run = model.fit if label.startswith("VW") else partial(fit, effort)
             seconds = min(timed(run)[0] for _ in range(1 if batch_solver else 3))

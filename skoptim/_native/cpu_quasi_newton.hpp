@@ -16,7 +16,7 @@ struct Pair {
 // Whether s'y is more than the rounding of a product of two such vectors; NaN is not.
 template <class T>
 bool is_trusted(double curvature, double step_squares, double change_squares) {
-  return curvature > double(std::numeric_limits<T>::epsilon()) * math::sqrt(step_squares * change_squares);
+  return curvature > double(std::numeric_limits<T>::epsilon()) * (math::sqrt(step_squares) * math::sqrt(change_squares));
 }
 
 // Two vectors that the recursion changes and multiplies in one pass: vector += factor * by, then vector' with.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -141,7 +142,7 @@ class LBFGS(FullBatchOptimizer):
         objective = _Objective(w, value_and_grad, terms)
         if "value" not in state.carries:
             self._begin(w, objective, state)
-            self._note_optimality(objective.optimality(w, state), state)
+            self._note_optimality(self._look_around(w, objective, state), state)
         trial = self._search(w, objective, state)
         if trial is None and state.carries["n_pairs"]:
             # The pairs mislead here: start a new history from the steepest descent.
@@ -149,8 +150,7 @@ class LBFGS(FullBatchOptimizer):
             trial = self._search(w, objective, state)
         if trial is not None:
             self._move(w, trial, state)
-        value = state.carries["value"]
-        optimality = objective.optimality(w, state)
+        value, optimality = state.carries["value"], self._look_around(w, objective, state)
         if trial is None:
             return Iteration(value, optimality, progressed=False)
         return self._report(w, state, value, optimality)
@@ -169,43 +169,39 @@ class LBFGS(FullBatchOptimizer):
             slots.update({name: device_of(w).xp.zeros(shape, w.dtype) for name in _PAIRS})
             state.carries["n_pairs"] = 0.0
 
+    def _look_around(self, w: Any, objective: _Objective, state: OptimizerState) -> float:
+        """Keep the pseudo-gradient at `w`; return its largest entry."""
+        slots = state.slots
+        slots["pseudo_gradient"] = objective.pseudo_gradient(w, slots["gradient"])
+        return max_norm(slots["pseudo_gradient"])
+
     def _search(self, w: Any, objective: _Objective, state: OptimizerState) -> _Trial | None:
         """Return the next point along the quasi-Newton direction, or None."""
-        device, slots = device_of(w), state.slots
-        gradient = objective.pseudo_gradient(w, slots["gradient"])
+        device, gradient = device_of(w), state.slots["pseudo_gradient"]
         norm = math.sqrt(max(device.dot(gradient, self._scaled(gradient, state)), 0.0))
         if not 0.0 < norm < math.inf:
             return None
-        free = (w != 0) | (gradient != 0) if objective.has_l1 else None
-        direction = -self._inverse_hessian_product(gradient, state, free)
-        search = _search_orthant if objective.has_l1 else _search_line
-        return search(
-            objective,
-            w,
-            state.carries["value"],
-            gradient,
-            direction,
-            1.0 if state.carries["n_pairs"] else min(1.0, 1.0 / norm),
-            self.max_line_search,
-        )
+        first_step = 1.0 if state.carries["n_pairs"] else min(1.0, 1.0 / norm)
+        if not objective.has_l1:
+            direction = -self._inverse_hessian_product(gradient, state)
+            search = partial(_search_line, objective, w, gradient, direction)
+        else:
+            free = device.xp.flatnonzero((w != 0) | (gradient != 0))
+            direction = -self._inverse_hessian_product(gradient[free], state, free)
+            search = partial(_search_orthant, objective, w, free, gradient[free], direction)
+        return search(state.carries["value"], first_step, self.max_line_search)
 
-    def _inverse_hessian_product(self, vector: Any, state: OptimizerState, free: Any) -> Any:
-        """Return H @ vector; of the `free` coefficients alone, if any are named, and zero else."""
+    def _inverse_hessian_product(self, vector: Any, state: OptimizerState, free: Any = None) -> Any:
+        """Return H @ vector; with H of the `free` coefficients alone, if these are named."""
         device, scale = device_of(vector), state.slots.get("scale")
         pairs = [state.slots[name] for name in _PAIRS]
+        if free is not None:
+            pairs = [device.xp.take(pair, free, axis=1) for pair in pairs]
+            scale = None if scale is None else scale[free]
         n_pairs = int(state.carries["n_pairs"])
         n_kept = min(n_pairs, self.history_size)
-        place = (n_pairs - n_kept) % self.history_size, n_kept
-        if free is None:
-            product = vector.copy()
-            device.inverse_hessian_product(*pairs, *place, scale, product)
-            return product
-        free = device.xp.flatnonzero(free)
-        pairs = [device.xp.take(pair, free, axis=1) for pair in pairs]
-        product, within = device.xp.zeros_like(vector), vector[free]
-        scale = None if scale is None else scale[free]
-        device.inverse_hessian_product(*pairs, *place, scale, within)
-        product[free] = within
+        first, product = (n_pairs - n_kept) % self.history_size, vector.copy()
+        device.inverse_hessian_product(*pairs, first, n_kept, scale, product)
         return product
 
     def _move(self, w: Any, trial: _Trial, state: OptimizerState) -> None:
@@ -245,8 +241,9 @@ class _Objective:
         self.terms = terms
         self.rough = replace(terms, l2=0.0)
         self.has_l1 = terms.l1 > 0.0
-        self.l1 = device_of(w).xp.zeros_like(w)
-        self.l1[: terms.n_penalised] = terms.l1
+        if self.has_l1:
+            self.l1 = device_of(w).xp.zeros_like(w)
+            self.l1[: terms.n_penalised] = terms.l1
 
     def __call__(self, w: Any, gradient: Any) -> float:
         value = float(self.value_and_grad(w, gradient))
@@ -260,26 +257,13 @@ class _Objective:
         at_zero = gradient - xp.clip(gradient, -self.l1, self.l1)
         return xp.where(w == 0, at_zero, gradient + self.l1 * xp.sign(w))
 
-    def optimality(self, w: Any, state: OptimizerState) -> float:
-        """Return the largest entry of the pseudo-gradient."""
-        return max_norm(self.pseudo_gradient(w, state.slots["gradient"]))
-
-    def orthant(self, w: Any, pseudo_gradient: Any) -> Any:
-        """Return the signs that the coefficients may take in one step (equation 5)."""
-        xp = device_of(w).xp
-        return xp.where(w == 0, -xp.sign(pseudo_gradient), xp.sign(w))
-
-    def project(self, w: Any, orthant: Any) -> Any:
-        """Set to zero what has left the orthant (equation 6)."""
-        return device_of(w).xp.where((self.l1 > 0) & (w * orthant <= 0), 0, w)
-
 
 def _search_line(
     objective: _Objective,
     w: Any,
-    value: float,
     gradient: Any,
     direction: Any,
+    value: float,
     first_step: float,
     max_evaluations: int,
 ) -> _Trial | None:
@@ -308,25 +292,34 @@ def _search_line(
 def _search_orthant(
     objective: _Objective,
     w: Any,
-    value: float,
-    gradient: Any,
+    free: Any,
+    pseudo_gradient: Any,
     direction: Any,
+    value: float,
     first_step: float,
     max_evaluations: int,
 ) -> _Trial | None:
-    """Return a point of the orthant of `w` that decreases enough, by backtracking."""
+    """Return a point of the orthant of `w` that decreases enough, by backtracking.
+
+    The pseudo-gradient and the direction are those of the `free` coefficients; the others stay.
+    """
     device = device_of(w)
     xp = device.xp
     noise = rounding_level(value, w)
-    orthant = objective.orthant(w, gradient)
+    here, l1 = w[free], objective.l1[free]
+    # The signs that the coefficients may take in one step (Andrew and Gao, equation 5).
+    orthant = xp.where(here == 0, -xp.sign(pseudo_gradient), xp.sign(here))
     step = first_step
     for _ in range(max_evaluations):
-        moved, smooth_gradient = objective.project(w + step * direction, orthant), xp.empty_like(w)
+        there = here + step * direction
+        there[(l1 > 0) & (there * orthant <= 0)] = 0  # What has left the orthant (equation 6).
+        moved, smooth_gradient = w.copy(), xp.empty_like(w)
+        moved[free] = there
         trial = _Trial(moved, objective(moved, smooth_gradient), smooth_gradient)
-        change = moved - w
-        origin = Point(0.0, value, device.dot(gradient, change))
+        change = there - here
+        origin = Point(0.0, value, device.dot(pseudo_gradient, change))
         # Within its orthant the objective is smooth, with this gradient.
-        slope = trial.slope(smooth_gradient + objective.l1 * orthant, change)
+        slope = trial.slope(smooth_gradient[free] + l1 * orthant, change)
         if origin.slope < 0.0 and decreases_enough(origin, Point(1.0, trial.value, slope), noise):
             return trial
         step *= 0.5 if math.isfinite(trial.value) else 0.1
@@ -337,4 +330,5 @@ def _is_trusted(step: Any, change: Any) -> bool:
     """Tell whether s'y is not too small beside the lengths of s and y to be told from rounding."""
     device = device_of(step)
     curvature, *squares = device.dots((step, change), (step, step), (change, change))
-    return curvature > float(device.xp.finfo(step.dtype).eps) * math.sqrt(math.prod(squares))
+    lengths = math.prod(map(math.sqrt, squares))
+    return curvature > float(device.xp.finfo(step.dtype).eps) * lengths

@@ -31,7 +31,7 @@ struct History {
   SKOPTIM_HD double curvature(int64_t j) const { return products[j * n_products + 2]; }
   SKOPTIM_HD bool is_trusted(int64_t j) const {
     const double* const own = products + j * n_products;
-    return own[2] > epsilon<T> * math::sqrt(own[0] * own[1]);
+    return own[2] > epsilon<T> * (math::sqrt(own[0]) * math::sqrt(own[1]));
   }
   // What multiplies H0: of the latest pair that is trusted.
   SKOPTIM_HD double factor() const {
