@@ -303,10 +303,11 @@ def mlp_part(
     peers: list[Any] = []
     bare = None
     if has_torch(device):
+        # torch.compile first: it lets go of workspaces that graphs captured before would still use.
+        for kind in (*([Compiled] if compiles else []), Eager, *([Graphed] * (device != "cpu"))):
+            peers.append(built(kind.label, lambda kind=kind: kind(split, hidden, batch, device)))
         sizes = [split.X.shape[1], *hidden, split.n_classes]
         bare = built("The floor", lambda: BareProducts(sizes, batch, device))
-        for kind in (Eager, *([Compiled] if compiles else []), *([Graphed] * (device != "cpu"))):
-            peers.append(built(kind.label, lambda kind=kind: kind(split, hidden, batch, device)))
     peers = [peer for peer in peers if peer is not None]
     ours = MLPClassifier(
         hidden, batch_size=batch, alpha=0.0, optimizer=Adam(RATE), max_iter=EPOCHS, tol=None,
