@@ -46,7 +46,8 @@ class Loss(BaseEstimator):
     in_target_units : bool
         Whether scores are in the units of the target.
     curvature : float
-        What the second derivative by a score is at most; 1 where it has no bound, or is zero.
+        What the second derivative by a score is at most; 1 where it has no bound (Poisson) or is
+        zero nearly everywhere (hinge, quantile).
     """
 
     name: ClassVar[str]

@@ -80,6 +80,8 @@ class PenaltyTerms:
         """
         device = device_of(w)
         penalised = w[: self.n_penalised]
+        if not penalised.size:
+            return
         steps = device.xp.broadcast_to(
             device.xp.asarray(step, dtype=w.dtype), np.shape(step) or (1,)
         )

@@ -1,5 +1,7 @@
 """L-BFGS's memory: its product with a vector, and the curvatures that it begins with."""
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -9,7 +11,7 @@ from sklearn.linear_model import Lasso, LogisticRegression, MultiTaskLasso
 from skoptim import MLPClassifier, SGDClassifier, SGDRegressor, losses
 from skoptim._devices import cpu
 from skoptim.optimizers import LBFGS, ProximalGradient
-from skoptim.penalties import NonNegative, PenaltyTerms
+from skoptim.penalties import GroupL1, NonNegative, PenaltyTerms
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -103,12 +105,14 @@ def test_squares_of_columns(weighted, listed, kind, dtype):
         given = sp.csr_matrix(X)
         given.indices, given.indptr = given.indices.astype(kind), given.indptr.astype(kind)
     n = 40 if listed else 60
-    mean, largest = cpu.column_squares(cpu.Matrix(given), rows, n, weights)
+    mean, typical = cpu.column_squares(cpu.Matrix(given), rows, n, weights)
     taken = slice(None) if rows is None else rows
     squares = X[taken].astype(float) ** 2
     factors = np.ones(60) if weights is None else weights.astype(float)
     np.testing.assert_allclose(mean, (squares * factors[taken][:, None]).mean(axis=0), rtol=1e-13)
-    np.testing.assert_array_equal(largest, squares.max(axis=0))
+    counts = ((squares > 0) * factors[taken][:, None]).sum(axis=0)
+    np.testing.assert_allclose(typical * counts / n, mean, rtol=1e-13)
+    assert typical[3] == 0
 
 
 SMOOTH = [
@@ -187,19 +191,20 @@ def test_weights_and_penalties_enter_the_curvature():
     state = {}
 
     class Watching(LBFGS):
-        def precondition(self, state_, curvature):
-            state["curvature"] = curvature.copy()
-            super().precondition(state_, curvature)
+        def precondition(self, state_, curvature, terms):
+            super().precondition(state_, curvature, terms)
+            state["curvature"] = 1 / state_.slots["scale"]
 
     weights = np.random.default_rng(2).uniform(0, 2, 60)
     model = SGDClassifier("log_loss", alpha=0.3, optimizer=Watching(), max_iter=1, tol=None)
     model.fit(X, y, sample_weight=weights)
-    squares = (X**2 * (weights / weights.mean())[:, None]).mean(axis=0)
-    expected = 0.25 * (squares + 0.03 * (X**2).max(axis=0)) + 0.3
+    own = (weights / weights.mean())[:, None]
+    squares, shares = (own * X**2).mean(axis=0), (own * (X != 0)).mean(axis=0)
+    expected = 0.25 * squares * (1 + 0.03 / np.maximum(shares, 1e-9)) + 0.3
     np.testing.assert_allclose(state["curvature"][:-1], expected, rtol=1e-12)
     assert state["curvature"][-1] == 0.25
     # A feature without a value: nothing but the penalty curves it.
-    assert state["curvature"][3] == 0.3
+    assert state["curvature"][3] == pytest.approx(0.3)
 
 
 def wild(n_outputs):
@@ -254,7 +259,7 @@ def test_groups_of_unlike_units_equal_the_multi_task_lasso(acceleration):
         return 0.5 * np.sum(residual**2) / len(X)
 
     state = optimizer.init(w)
-    optimizer.precondition(state, np.repeat((X**2).mean(axis=0), 3))
+    optimizer.precondition(state, np.repeat((X**2).mean(axis=0), 3), terms)
     size = np.abs(X).max(axis=0)
     for _ in range(2000):
         iteration = optimizer.iterate(w, value_and_grad, state, terms)
@@ -286,3 +291,68 @@ def test_a_warm_start_with_another_history_size_begins_a_new_history():
     assert model.optimizer_state_.slots["steps"].shape == (4, 9)
     model.set_params(optimizer=LBFGS(7)).fit(X, y)
     assert model.optimizer_state_.slots["steps"].shape == (7, 9)
+
+
+def test_iterations_by_hand_go_on_after_the_history_size_changed():
+    X, y = data_of(), data_of()[:, 0]
+
+    def value_and_grad(w, gradient):
+        residual = X @ w - y
+        gradient[:] = X.T @ residual
+        return 0.5 * residual @ residual
+
+    w, optimizer = np.zeros(8), LBFGS(3)
+    state, values = optimizer.init(w), []
+    for size in (3, 3, 3, 3, 5, 5, 2, 2):
+        optimizer.set_params(history_size=size)
+        values.append(optimizer.iterate(w, value_and_grad, state, PenaltyTerms()).value)
+    assert (np.diff(values) < 0).all()
+
+
+@pytest.mark.parametrize("units", [1e3, 1e5])
+def test_pairs_are_trusted_in_float32_whatever_the_units(units):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((500, 10)).astype(np.float32)
+    y = (X @ rng.standard_normal(10) + rng.logistic(size=500) > 0).astype(int)
+    X *= np.geomspace(1 / units, units, 10, dtype=np.float32)
+    model = SGDClassifier("log_loss", penalty=None, optimizer=LBFGS(), tol=None, max_iter=10)
+    assert model.fit(X, y).optimizer_state_.carries["n_pairs"] >= 8
+
+
+@pytest.mark.parametrize("optimizer", [LBFGS(), ProximalGradient(full_batch=True)])
+def test_one_row_of_huge_entries_is_no_obstacle(optimizer):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((5000, 20))
+    y = (X @ rng.standard_normal(20) + rng.logistic(size=5000) > 0).astype(int)
+    X[0, :10] *= 1e3
+    model = SGDClassifier("log_loss", optimizer=optimizer, tol=1e-4)
+    assert model.fit(X, y).n_iter_ < 400
+
+
+@pytest.mark.parametrize("optimizer", [LBFGS(), ProximalGradient(full_batch=True)])
+def test_a_path_from_where_all_is_zero_stops_like_fits_of_their_own(optimizer):
+    """`tol` times the distance from the very first minimum, zero, would never be reached."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((200, 10))
+    y = X[:, 0] + 0.5 * X[:, 1] + 0.1 * rng.standard_normal(200)
+    strongest = np.abs(X.T @ y).max() / len(y)
+    settings = {"penalty": "l1", "fit_intercept": False, "optimizer": optimizer, "tol": 1e-3}
+    path = SGDRegressor(warm_start=True, **settings)
+    for alpha in strongest * np.array([1.001, 0.9, 0.5, 0.1, 0.01]):
+        path.set_params(alpha=alpha).fit(X, y)
+        own = SGDRegressor(alpha=alpha, **settings).fit(X, y)
+        assert path.n_iter_ <= own.n_iter_ + 10
+
+
+def test_float32_squares_beyond_its_range_raise_no_warning():
+    X, y = data_of(np.float32) * np.float32(1e18), np.arange(60) % 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SGDClassifier("log_loss", optimizer=LBFGS(), tol=None, max_iter=2).fit(X, y)
+
+
+def test_groups_without_members_have_a_prox():
+    found = ProximalGradient(full_batch=True).minimize(
+        lambda w: (0.0, np.zeros_like(w)), np.ones((3, 0)), penalty=GroupL1()
+    )
+    assert found.x.shape == (3, 0)

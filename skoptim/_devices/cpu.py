@@ -173,10 +173,13 @@ def observe(X: Matrix, rows: Any, n: int, unit: np.ndarray) -> float:
 def column_squares(
     X: Matrix, rows: Any, n: int, weights: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted mean of each column's squares in some rows, and the largest; float64."""
-    sums, largest = np.zeros(X.shape[1]), np.zeros(X.shape[1])
-    core.column_squares(X.native, rows, 0, n, weights, sums, largest)
-    return sums / n, largest
+    """Return weighted means of each column's squares in some rows, in float64.
+
+    The second are those over the entries that are not zero; zero where there is none.
+    """
+    sums, counts = np.zeros(X.shape[1]), np.zeros(X.shape[1])
+    core.column_squares(X.native, rows, 0, n, weights, sums, counts)
+    return sums / n, sums / np.where(counts > 0, counts, 1)
 
 
 def clipping_factor(

@@ -53,7 +53,7 @@ _RULE_BLOCKS = 264
 _ROWS_OF_A_BLOCK = 64  # of `scatter` in large batches, at 16 threads a row
 _ROOM = 2**17  # threads that a large device runs at once, in blocks like those of `scatter`
 _MOST_FREQUENT = 1024  # Frequent::most in sparse.cuh
-_PRODUCTS_OF_A_PAIR = 4  # n_products in quasi_newton.cu
+_PRODUCTS_OF_A_PAIR = 3  # n_products in quasi_newton.cu
 _NO_LIST = {"listed": None, "n_listed": None}
 
 
@@ -625,30 +625,45 @@ def _scatter_max(target: Any, places: Any, values: Any) -> None:
 
 
 def column_squares(X: Matrix, rows: Any, n: int, weights: Any) -> tuple[Any, Any]:
-    """Return the weighted mean of each column's squares in some rows, and the largest; float64."""
-    xp = cupy()
-    if not X.is_sparse:
-        sums, largest = xp.zeros((2, X.shape[1]))
+    """Return weighted means of each column's squares in some rows, in float64.
+
+    The second are those over the entries that are not zero; zero where there is none.
+    """
+    xp, n_columns = cupy(), X.shape[1]
+    of_rows = xp.ones(X.shape[0], X.dtype) if weights is None else weights
+    if X.is_sparse:
+        sums, counts = _sparse_squares(X, rows, n, of_rows)
+    else:
+        sums, counts = xp.zeros((2, n_columns))
         for first in range(0, n, _ROWS_PER_PART):
             part = slice(first, min(n, first + _ROWS_PER_PART))
             taken = part if rows is None else rows[part]
-            squares = xp.square(X.array[taken], dtype=np.float64)
-            xp.maximum(largest, squares.max(axis=0), out=largest)
-            sums += (squares if weights is None else weights[taken][:, None] * squares).sum(axis=0)
-        return sums / n, largest
-    # A gradient is a sum over columns whose order does not matter. Entries are taken in units of
-    # their column's largest, so that no square is out of reach.
+            squares, own = xp.square(X.array[taken], dtype=np.float64), of_rows[taken][:, None]
+            sums += (own * squares).sum(axis=0)
+            counts += (own * (squares > 0)).sum(axis=0, dtype=np.float64)
+    return sums / n, sums / xp.where(counts > 0, counts, 1)
+
+
+def _sparse_squares(X: Matrix, rows: Any, n: int, of_rows: Any) -> tuple[Any, Any]:
+    """Return weighted sums of squares, and of entries that are not zero, in float64.
+
+    Both are gradients, sums over columns whose order does not matter. Entries are taken in units of
+    their column's largest, so that no square is out of reach.
+    """
+    xp = cupy()
     largest = xp.zeros(X.shape[1], dtype=X.dtype)
     for columns, values in _parts(X, rows, n):
         _scatter_max(largest, columns, abs(values))
     unit = xp.where(largest > 0, largest, 1)
-    squares = X.with_data((X.data / unit[X.indices]) ** 2)
-    of_rows = xp.ones(X.shape[0], X.dtype) if weights is None else weights
-    delta = (of_rows[:n] if rows is None else of_rows[rows]).reshape(-1, 1)
-    sums = xp.zeros((X.shape[1], 1), dtype=X.dtype)
-    csr_gradient(squares, rows, 0, xp.ascontiguousarray(delta), sums)
-    largest = xp.square(largest, dtype=np.float64)
-    return sums[:, 0] * largest / n, largest
+    # Entries of other rows may be larger.
+    shares = xp.minimum(abs(X.data) / unit[X.indices], 1)
+    delta = xp.ascontiguousarray(of_rows[:n] if rows is None else of_rows[rows]).reshape(-1, 1)
+    found = []
+    for values in (shares**2, (shares > 0).astype(X.dtype)):
+        sums = xp.zeros((X.shape[1], 1), dtype=X.dtype)
+        csr_gradient(X.with_data(values), rows, 0, delta, sums)
+        found.append(sums[:, 0].astype(np.float64))
+    return found[0] * xp.square(unit, dtype=np.float64), found[1]
 
 
 def clipping_factor(

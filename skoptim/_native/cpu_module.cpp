@@ -763,17 +763,17 @@ void bind(nb::module_& m, const char* suffix) {
         "x"_a, "rows"_a.none(), "first"_a, "n"_a, "unit"_a.noconvert(), Unlocked());
   m.def("column_squares",
         [](const MatrixObject<T>& x, const Rows& rows, int64_t first, int64_t n, std::optional<Input<T>> weights,
-           Vector<double> sums, Vector<double> largest) {
+           Vector<double> sums, Vector<double> counts) {
           x.check_batch(rows, first, n);
           const int64_t n_columns = x.view.n_columns;
-          require(int64_t(sums.shape(0)) == n_columns && int64_t(largest.shape(0)) == n_columns,
-                  "sums, largest: one for each column");
+          require(int64_t(sums.shape(0)) == n_columns && int64_t(counts.shape(0)) == n_columns,
+                  "sums, counts: one for each column");
           require(!weights || int64_t(weights->shape(0)) == x.view.n_rows, "weights: one for each row");
           kernels<T>().column_squares(x.view, x.pointer(rows), first, n, weights ? weights->data() : nullptr,
-                                      sums.data(), largest.data());
+                                      sums.data(), counts.data());
         },
         "x"_a, "rows"_a.none(), "first"_a, "n"_a, "weights"_a.none().noconvert(), "sums"_a.noconvert(),
-        "largest"_a.noconvert(), Unlocked());
+        "counts"_a.noconvert(), Unlocked());
   m.def("gather_rows",
         [](Input2d<T> x, Input<int64_t> rows, Output2d<T> out) {
           require(out.shape(0) == rows.shape(0) && out.shape(1) == x.shape(1), "out: wrong shape");

@@ -398,11 +398,11 @@ double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n
 // See kernels.hpp. Weights may be null.
 template <class T>
 void column_squares(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* weights, double* sums,
-                    double* largest) {
+                    double* counts) {
   const auto row_of = [=](int64_t i) { return rows ? rows[i] : first + i; };
   const auto add = [=](double weight, int64_t column, double value) {
     sums[column] += weight * value * value;
-    largest[column] = std::max(largest[column], value * value);
+    counts[column] += value != 0 ? weight : 0.0;
   };
   if (x.indices)
     return visit_entries(x, rows, first, n, [=](int64_t i, int64_t column, T value) {

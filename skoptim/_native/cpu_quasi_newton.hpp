@@ -10,13 +10,21 @@ SKOPTIM_BEGIN
 template <class T>
 struct Pair {
   const T *step, *change;
-  double curvature;  // s'y
+  double curvature, change_squares;  // s'y, y' H0 y
 };
 
-// Whether s'y is more than the rounding of a product of two such vectors; NaN is not.
+// Whether s'y is more than the rounding of a product of two such vectors, measured in units in which all coefficients
+// are alike; NaN is not.
 template <class T>
 bool is_trusted(double curvature, double step_squares, double change_squares) {
   return curvature > double(std::numeric_limits<T>::epsilon()) * (math::sqrt(step_squares) * math::sqrt(change_squares));
+}
+
+// y' H0 y, with H0 = scale (null: 1).
+template <class T>
+double scaled_squares(const T* y, const T* scale, int64_t n) {
+  if (!scale) return dot(y, y, n);
+  return lane_sum<double>(n, [=](int64_t i) SKOPTIM_INLINE { return double(y[i]) * y[i] * scale[i]; });
 }
 
 // Two vectors that the recursion changes and multiplies in one pass: vector += factor * by, then vector' with.
@@ -35,8 +43,11 @@ void inverse_hessian_product(const T* steps, const T* changes, int64_t capacity,
   std::vector<Pair<T>> pairs;
   for (int64_t j = first; j < first + n_pairs; ++j) {
     const T *const s = steps + j % capacity * n, *const y = changes + j % capacity * n;
-    const double curvature = dot(s, y, n);
-    if (is_trusted<T>(curvature, dot(s, s, n), dot(y, y, n))) pairs.push_back({s, y, curvature});
+    const double curvature = dot(s, y, n), change_squares = scaled_squares(y, scale, n);
+    const double step_squares = !scale ? dot(s, s, n) : lane_sum<double>(n, [=](int64_t i) SKOPTIM_INLINE {
+      return double(s[i]) * s[i] / scale[i];
+    });
+    if (is_trusted<T>(curvature, step_squares, change_squares)) pairs.push_back({s, y, curvature, change_squares});
   }
   const int64_t last = int64_t(pairs.size()) - 1;
   std::vector<double> coefficients(pairs.size());
@@ -47,12 +58,7 @@ void inverse_hessian_product(const T* steps, const T* changes, int64_t capacity,
   }
   // The pair that is the latest gives the size of what no pair tells about.
   double factor = 1.0;
-  if (last >= 0) {
-    const T* const y = pairs[last].change;
-    factor = pairs[last].curvature / lane_sum<double>(n, [=](int64_t i) SKOPTIM_INLINE {
-      return double(y[i]) * y[i] * (scale ? scale[i] : T(1));
-    });
-  }
+  if (last >= 0) factor = pairs[last].curvature / pairs[last].change_squares;
   for (int64_t i = 0; i < n; ++i) vector[i] *= T(factor) * (scale ? scale[i] : T(1));
   if (last >= 0) product = dot(pairs[0].change, vector, n);
   for (int64_t j = 0; j <= last; ++j) {

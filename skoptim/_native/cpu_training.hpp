@@ -7,6 +7,7 @@
 #pragma once
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "cpu_threads.hpp"
@@ -387,17 +388,19 @@ double sparse_full_gradient(const Task<T>& task, const Kernels<T>& kernels, Gemm
                             const Batch<T>& all, int64_t n_threads, T* gradient) {
   const Architecture<T>& network = task.network;
   const int64_t size = network.n_parameters();
-  // Another gradient is made zero, and added, once.
+  // Another gradient is made zero, and added, once; they must not take much memory beside the parameters.
+  constexpr int64_t most_bytes = 1 << 26;
   const int64_t worth = 1 + multiplications(network, all.x, all.n) / (4 * size);
-  Team team(std::min(worth, team_size(network, all.x, all.n, n_threads)));
+  const int64_t room = 1 + most_bytes / (size * int64_t(sizeof(T)));
+  Team team(std::min({worth, room, team_size(network, all.x, all.n, n_threads)}));
   constexpr int64_t entries = 1 << 14;
   const int64_t of_a_row = std::max<int64_t>(stored_in(all.x, 1), 1);
   const int64_t chunk = std::min(all.n, std::min(chunk_rows(network, true), std::max<int64_t>(entries / of_a_row, 64)));
-  std::vector<T> others((team.n_members() - 1) * size);
+  const std::unique_ptr<T[]> others(new T[(team.n_members() - 1) * size]);
   std::vector<double> losses(team.n_members());
   team.run([&](Part part) {
-    T* const own = part.index == 0 ? gradient : others.data() + (part.index - 1) * size;
-    if (part.index == 0) std::fill_n(gradient, size, T(0));
+    T* const own = part.index == 0 ? gradient : others.get() + (part.index - 1) * size;
+    std::fill_n(own, size, T(0));
     Passes<T> passes(network, kernels, gemm, {network, parameters}, chunk, Purpose::gradient);
     const int64_t last = part.last(all.n);
     for (int64_t begin = part.first(all.n); begin < last; begin += chunk) {
@@ -412,7 +415,7 @@ double sparse_full_gradient(const Task<T>& task, const Kernels<T>& kernels, Gemm
   });
   team.run([&](Part part) {
     for (int64_t other = 1; other < part.count; ++other) {
-      const T* const from = others.data() + (other - 1) * size;
+      const T* const from = others.get() + (other - 1) * size;
       for (int64_t i = part.first(size); i < part.last(size); ++i) gradient[i] += from[i];
     }
   });

@@ -288,9 +288,9 @@ struct Kernels {
   // unit[column] = 1 / the largest |x| so far, over the given rows; 0 before the first. Returns the mean
   // squared norm of rows in these units, over some of them.
   double (*observe)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, T* unit);
-  // The weighted sum of each column's squares, and the largest of them, added to what there is of other rows.
+  // The weighted sum of each column's squares, and the weights of its entries that are not zero, added to what there is.
   void (*column_squares)(const Matrix<T>&, const int64_t* rows, int64_t first, int64_t n, const T* weights,
-                         double* sums, double* largest);
+                         double* sums, double* counts);
   void (*gather_rows)(const T* x, int64_t width, const int64_t* rows, int64_t n, T* out);
   // Products of small or thin row-major matrices a (n, k), w (k, m), d (n, m): out = a w,
   void (*multiply)(const T* a, const T* w, int64_t n, int64_t k, int64_t m, T* out);

@@ -81,7 +81,7 @@ class FullBatchOptimizer(Optimizer):
         """
         raise NotImplementedError
 
-    def precondition(self, state: OptimizerState, curvature: Any) -> None:
+    def precondition(self, state: OptimizerState, curvature: Any, terms: PenaltyTerms) -> None:
         """Let steps along each parameter be in units of how far it has to go.
 
         Parameters
@@ -89,8 +89,10 @@ class FullBatchOptimizer(Optimizer):
         state : OptimizerState
             Changed in place.
         curvature : array of shape (n_parameters,)
-            About the diagonal of the Hessian of the loss and of L2; 0 where nothing is known. All
-            that are in one group of the penalty have the same.
+            About the diagonal of the Hessian of the loss; 0 where nothing is known. All that are
+            in one group of the penalty have the same.
+        terms : PenaltyTerms
+            The penalty, its strength included.
         """
         limits = np.finfo(curvature.dtype)
         least, most = 1e3 * float(limits.tiny), 1e-3 * float(limits.max)
@@ -207,8 +209,13 @@ class FullBatchOptimizer(Optimizer):
         return gradient if scale is None else gradient * scale
 
     def _note_optimality(self, optimality: float, state: OptimizerState) -> None:
-        """Keep how far the very first point was from a minimum: fits stop at `tol` times that."""
-        state.carries.setdefault("first_optimality", optimality)
+        """Keep how far the first point was from a minimum: fits stop at `tol` times that.
+
+        Of a warm start, too, if it is farther away: the very first point may be a minimum, as zero
+        is under a strong L1.
+        """
+        carries = state.carries
+        carries["first_optimality"] = max(carries.get("first_optimality", 0.0), optimality)
 
     def _report(self, w: Any, state: OptimizerState, value: float, optimality: float) -> Iteration:
         """Report a step made; it is no progress if all has been at rest for `_patience` steps.

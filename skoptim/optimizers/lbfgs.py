@@ -36,8 +36,8 @@ class LBFGS(FullBatchOptimizer):
     where :math:`H_k` is built from the last `history_size` pairs :math:`s_i = w_{i+1} - w_i`,
     :math:`y_i = g_{i+1} - g_i`, from :math:`H_k^0 = (s^T y / y^T D y) D`, and :math:`t_k` satisfies
     the strong Wolfe conditions. In linear models :math:`D` is about the inverse of the diagonal of
-    the Hessian (see the notes), else the identity. Under L1 of strength :math:`\lambda`,
-    :math:`g` is the pseudo-gradient, whose entries are
+    the Hessian (see the notes), else the identity; before the first pair :math:`H_k = D`. Under L1
+    of strength :math:`\lambda`, :math:`g` is the pseudo-gradient, whose entries are
 
     .. math:: g_i = \begin{cases}
         \partial_i f + \lambda\, \mathrm{sign}(w_i) & w_i \ne 0 \\
@@ -56,10 +56,12 @@ class LBFGS(FullBatchOptimizer):
 
     Notes
     -----
-    For feature :math:`j` of a linear model :math:`1 / D_j = c\, (\overline{x_j^2} + 0.03 \max
-    x_j^2) + \lambda_2`, with :math:`c` the largest second derivative of the loss and
-    :math:`\lambda_2` the strength of L2. So it matters neither in which units features are nor how
-    rare they are. Where features are scaled alike but correlated, this gains little or nothing.
+    For feature :math:`j` of a linear model :math:`1 / D_j = c\, (1 + 0.03 / p_j)\,
+    \overline{x_j^2} + \lambda_2`, with :math:`p_j` the share of the samples in which it is not
+    zero, :math:`c` the largest second derivative of the loss and :math:`\lambda_2` the strength of
+    L2. So iterates do not depend on the units of features, but for the penalty, nor are rare
+    features left behind. The measure of convergence is still in their units. Where features are
+    scaled alike but correlated, or have a few huge entries, this gains nothing.
 
     The first step is no longer than 1, measured by :math:`D`, whatever the size of the gradient.
     A pair whose :math:`s^T y` is tiny or negative is not kept. A loss that is NaN or infinite
@@ -155,6 +157,11 @@ class LBFGS(FullBatchOptimizer):
             return Iteration(value, optimality, progressed=False)
         return self._report(w, state, value, optimality)
 
+    def precondition(self, state: OptimizerState, curvature: Any, terms: PenaltyTerms) -> None:
+        """Let steps along each parameter be in units of how far it has to go, L2 included."""
+        curvature[: terms.n_penalised] += terms.l2
+        super().precondition(state, curvature, terms)
+
     def _init_slots(
         self, w: Any, batch_size: int = 1, n_penalised: int | None = None
     ) -> dict[str, Any]:
@@ -194,13 +201,13 @@ class LBFGS(FullBatchOptimizer):
     def _inverse_hessian_product(self, vector: Any, state: OptimizerState, free: Any = None) -> Any:
         """Return H @ vector; with H of the `free` coefficients alone, if these are named."""
         device, scale = device_of(vector), state.slots.get("scale")
-        pairs = [state.slots[name] for name in _PAIRS]
+        n_pairs, capacity = int(state.carries["n_pairs"]), len(state.slots["steps"])
+        n_kept = min(n_pairs, capacity)
+        pairs = [state.slots[name][:n_kept] for name in _PAIRS]
         if free is not None:
             pairs = [device.xp.take(pair, free, axis=1) for pair in pairs]
             scale = None if scale is None else scale[free]
-        n_pairs = int(state.carries["n_pairs"])
-        n_kept = min(n_pairs, self.history_size)
-        first, product = (n_pairs - n_kept) % self.history_size, vector.copy()
+        first, product = (n_pairs - n_kept) % capacity, vector.copy()
         device.inverse_hessian_product(*pairs, first, n_kept, scale, product)
         return product
 
@@ -208,8 +215,8 @@ class LBFGS(FullBatchOptimizer):
         """Move `w` to the trial, and remember the pair if it tells of positive curvature."""
         slots, carries = state.slots, state.carries
         step, change = trial.w - w, trial.gradient - slots["gradient"]
-        if _is_trusted(step, change):
-            place = int(carries["n_pairs"]) % self.history_size
+        if _is_trusted(step, change, slots.get("scale")):
+            place = int(carries["n_pairs"]) % len(slots["steps"])
             for name, row in zip(_PAIRS, (step, change), strict=True):
                 slots[name][place] = row
             carries["n_pairs"] += 1.0
@@ -326,9 +333,13 @@ def _search_orthant(
     return None
 
 
-def _is_trusted(step: Any, change: Any) -> bool:
-    """Tell whether s'y is not too small beside the lengths of s and y to be told from rounding."""
+def _is_trusted(step: Any, change: Any, scale: Any) -> bool:
+    """Tell whether s'y is not too small beside the lengths of s and y to be told from rounding.
+
+    Lengths are measured in units in which all coefficients are alike.
+    """
     device = device_of(step)
-    curvature, *squares = device.dots((step, change), (step, step), (change, change))
+    own = (step, change) if scale is None else (step / scale, change * scale)
+    curvature, *squares = device.dots((step, change), (own[0], step), (own[1], change))
     lengths = math.prod(map(math.sqrt, squares))
     return curvature > float(device.xp.finfo(step.dtype).eps) * lengths

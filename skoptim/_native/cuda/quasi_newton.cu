@@ -7,8 +7,8 @@
 
 SKOPTIM_BEGIN
 
-// What is known of each pair: s's, y'y, s'y and y' H0 y.
-constexpr int n_products = 4;
+// What is known of each pair: s' s / H0, y' H0 y, and s'y.
+constexpr int n_products = 3;
 
 // The sum of what blocks left, for each thread of this one.
 SKOPTIM_HD double added_up(const double* partial_sums, int64_t n_partial_sums) {
@@ -36,7 +36,7 @@ struct History {
   // What multiplies H0: of the latest pair that is trusted.
   SKOPTIM_HD double factor() const {
     for (int64_t j = n - 1; j >= 0; --j)
-      if (is_trusted(j)) return curvature(j) / products[j * n_products + 3];
+      if (is_trusted(j)) return curvature(j) / products[j * n_products + 1];
     return 1.0;
   }
 };
@@ -49,11 +49,10 @@ __global__ void pair_products(const T* steps, const T* changes, int64_t capacity
   const T *const s = pairs.step(blockIdx.y), *const y = pairs.change(blockIdx.y);
   double sums[n_products] = {};
   for (int64_t i = grid_begin(); i < n; i += grid_stride()) {
-    const double step = double(s[i]), change = double(y[i]);
-    sums[0] += step * step;
-    sums[1] += change * change;
+    const double step = double(s[i]), change = double(y[i]), own_scale = scale ? double(scale[i]) : 1.0;
+    sums[0] += step * step / own_scale;
+    sums[1] += change * change * own_scale;
     sums[2] += step * change;
-    sums[3] += change * y[i] * (scale ? scale[i] : T(1));
   }
   for (int k = 0; k < n_products; ++k) {
     const double total = block_sum(sums[k]);
