@@ -59,9 +59,10 @@ class LBFGS(FullBatchOptimizer):
     For feature :math:`j` of a linear model :math:`1 / D_j = c\, (1 + 0.03 / p_j)\,
     \overline{x_j^2} + \lambda_2`, with :math:`p_j` the share of the samples in which it is not
     zero, :math:`c` the largest second derivative of the loss and :math:`\lambda_2` the strength of
-    L2. So iterates do not depend on the units of features, but for the penalty, as long as
-    squares are in the range of the type, nor are rare features left behind. The measure of convergence is still in their units. Where features are
-    scaled alike but correlated, or have a few huge entries, this gains nothing.
+    L2. So iterates do not depend on the units of features, but for the penalty, as long as squares
+    are in the range of the type; nor are rare features left behind. The measure of convergence is
+    still in these units. Where features are scaled alike but correlated, or have a few huge
+    entries, this gains nothing.
 
     The first step is no longer than 1, measured by :math:`D`, whatever the size of the gradient.
     A pair whose :math:`s^T y` is tiny or negative is not kept. A loss that is NaN or infinite
