@@ -62,9 +62,9 @@ class ProximalGradient(FullBatchOptimizer):
     zeros are exact and constraints hold exactly after every step. Intercepts carry none.
 
     Over all samples, in linear models, each coefficient has a step size of its own: the one that
-    is searched for times :math:`D_j`, as in :class:`LBFGS`; distances above are then those of
-    :math:`w_j / \sqrt{D_j}`. So features may be in any units, and be rare or not. All outputs of
-    a feature share one, as groups do.
+    is searched for times :math:`D_j`, that of :class:`LBFGS` without :math:`\lambda_2`, which is
+    left to the prox; distances above are then those of :math:`w_j / \sqrt{D_j}`. All outputs of a
+    feature share one, as groups do.
 
     A step size is accepted when the quadratic model with curvature
     :math:`1 / \eta` lies above the loss at the new point. It is tried larger again in each
