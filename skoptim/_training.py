@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from skoptim._devices import cpu_threads, cpu_training
 from skoptim._network import Batch, Dataset, FirstLayer, Network, Views
 from skoptim._table import LinearTable
+from skoptim._working_set import WorkingSet
 from skoptim.optimizers import Optimizer, OptimizerState
 from skoptim.optimizers._base import COMMON, Scalars, bind_updater, effective_unit
 from skoptim.penalties import PenaltyTerms
@@ -148,6 +149,9 @@ class Trainer:
         finished, self._next_order = False, None
         if self.optimizer.is_full_batch:
             self._measure_curvature()
+            self._working_set = WorkingSet(
+                self.network, self.optimizer, self.state, self.terms, self.data
+            )
         else:
             self._prepare()
         # A divergence is found, and told, by _check_finite.
@@ -329,19 +333,17 @@ class Trainer:
         return converged or no_improvement or stop
 
     def _full_batch_epoch(self) -> tuple[float, bool]:
-        def value_and_grad(w: Any, out: Any) -> float:
-            return self.network.full_gradient(self.data, w, out)
-
-        iteration = self.optimizer.iterate(
-            self.network.parameters, value_and_grad, self.state, self.terms
-        )
+        iteration = self._working_set.iterate(self._enough)
         self._optimality = iteration.optimality
-        tol = self.options.tol
+        is_over = self.options.tol is not None and iteration.optimality <= self._enough()
+        return iteration.value, is_over or not iteration.progressed
+
+    def _enough(self) -> float:
+        """Return the optimality at which full-batch training may end."""
         # Where gradients are small from the start, a small one does not mean a minimum. A warm
         # start goes on with the scale of the first fit.
         first = self.state.carries["first_optimality"]
-        small = tol is not None and iteration.optimality <= tol * min(1.0, first)
-        return iteration.value, small or not iteration.progressed
+        return (self.options.tol or 0.0) * min(1.0, first)
 
     def _stochastic_epoch(self) -> Any:
         """Return the mean loss, on the device that has it."""

@@ -69,8 +69,33 @@ class Matrix:
 
     @property
     def n_stored(self) -> int:
-        """Number of stored entries of a CSR matrix."""
-        return self.array.nnz
+        """Number of stored entries."""
+        return self.array.nnz if self.is_sparse else self.array.size
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the stored entries, with column indices of 32 bits."""
+        index = np.dtype(np.int32).itemsize if self.is_sparse else 0
+        return self.n_stored * (self.dtype.itemsize + index)
+
+    def columns(self, chosen: np.ndarray, most_bytes: float) -> Matrix | None:
+        """Return a copy of some columns, numbers in ascending order; None if it takes too much."""
+        n_rows, n_columns = self.shape
+        if not self.is_sparse:
+            too_many = n_rows * len(chosen) * self.dtype.itemsize > most_bytes
+            return None if too_many else Matrix(np.take(self.array, chosen, axis=1))
+        places = np.full(n_columns, -1, dtype=np.int32)
+        places[chosen] = np.arange(len(chosen))
+        starts = np.zeros(n_rows + 1, dtype=np.int32)
+        with threads.alone() as n_threads:
+            core.count_chosen(self.native, places, n_threads, starts[1:])
+            n_entries = int(starts.sum(dtype=np.int64))
+            data, numbers = np.empty(n_entries, self.dtype), np.empty(n_entries, np.int32)
+            if data.nbytes + numbers.nbytes > most_bytes:
+                return None
+            np.cumsum(starts, out=starts)
+            core.copy_chosen(self.native, places, n_threads, starts, data, numbers)
+        return Matrix(sp.csr_array((data, numbers, starts), shape=(n_rows, len(chosen))))
 
     def plan(self, rows: Any, first: int, n: int, batch_size: int, width: int) -> bool:
         """Do nothing: a batch is sorted when it comes. Return False."""

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu_columns.hpp"
 #include "cpu_shuffle.hpp"
 #include "cpu_threads.hpp"
 #include "cpu_training.hpp"
@@ -774,6 +775,29 @@ void bind(nb::module_& m, const char* suffix) {
         },
         "x"_a, "rows"_a.none(), "first"_a, "n"_a, "weights"_a.none().noconvert(), "sums"_a.noconvert(),
         "counts"_a.noconvert(), Unlocked());
+  m.def("count_chosen",
+        [](const MatrixObject<T>& x, Input<int32_t> places, int64_t n_threads, Vector<int32_t> counts) {
+          require(x.view.indices, "x: must be a CSR matrix");
+          require(int64_t(places.shape(0)) == x.view.n_columns, "places: one for each column");
+          require(int64_t(counts.shape(0)) == x.view.n_rows, "counts: one for each row");
+          count_chosen(x.view, places.data(), n_threads, counts.data());
+        },
+        "x"_a, "places"_a.noconvert(), "n_threads"_a, "counts"_a.noconvert(), Unlocked());
+  m.def("copy_chosen",
+        [](const MatrixObject<T>& x, Input<int32_t> places, int64_t n_threads, Input<int32_t> starts, Vector<T> data,
+           Vector<int32_t> numbers) {
+          require(x.view.indices, "x: must be a CSR matrix");
+          require(int64_t(places.shape(0)) == x.view.n_columns, "places: one for each column");
+          const int64_t n_rows = x.view.n_rows;
+          require(int64_t(starts.shape(0)) == n_rows + 1 && starts.data()[0] >= 0, "starts: one for each row, and an end");
+          for (int64_t i = 0; i < n_rows; ++i)
+            require(starts.data()[i] <= starts.data()[i + 1], "starts: must not fall");
+          require(starts.data()[n_rows] <= int64_t(data.shape(0)) && data.shape(0) == numbers.shape(0),
+                  "data, numbers: too short");
+          copy_chosen(x.view, places.data(), n_threads, starts.data(), data.data(), numbers.data());
+        },
+        "x"_a, "places"_a.noconvert(), "n_threads"_a, "starts"_a.noconvert(), "data"_a.noconvert(),
+        "numbers"_a.noconvert(), Unlocked());
   m.def("gather_rows",
         [](Input2d<T> x, Input<int64_t> rows, Output2d<T> out) {
           require(out.shape(0) == rows.shape(0) && out.shape(1) == x.shape(1), "out: wrong shape");

@@ -11,6 +11,20 @@
 
 SKOPTIM_BEGIN
 
+// term(0) + ... + term(n - 1) in eight or sixteen lanes: the order does not depend on the instruction set.
+template <class Sum, class Term>
+SKOPTIM_HD Sum lane_sum(int64_t n, const Term& term) {
+  constexpr int lanes = 64 / sizeof(Sum);
+  Sum sums[lanes] = {};
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes)
+    for (int j = 0; j < lanes; ++j) sums[j] += term(i + j);
+  for (int j = 0; i + j < n; ++j) sums[j] += term(i + j);
+  for (int half = lanes / 2; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+  return sums[0];
+}
+
 template <class T>
 struct Multinomial {
   static double batch(const T* z, int64_t n, int64_t n_outputs, const Targets<T>& targets,
@@ -45,15 +59,9 @@ struct ElementwiseLoss {
     }
     T y[chunk], weight[chunk], value[chunk];
     double total = 0;
-    int64_t i = 0, k = 0;
     for (int64_t begin = 0; begin < n * n_outputs; begin += chunk) {
       const int64_t size = n * n_outputs - begin < chunk ? n * n_outputs - begin : chunk;
-      for (int64_t j = 0; j < size; ++j) {
-        const int64_t row = rows ? rows[i] : first + i;
-        y[j] = target(targets, row, k, n_outputs);
-        weight[j] = weights ? weights[row] : T(1);
-        if (++k == n_outputs) k = 0, ++i;
-      }
+      look_up(targets, rows, first, weights, n_outputs, begin, size, y, weight);
       const T* const score = z + begin;
       if (d) {
         T* const derivative = d + begin;
@@ -66,9 +74,29 @@ struct ElementwiseLoss {
 #pragma GCC ivdep
         for (int64_t j = 0; j < size; ++j) value[j] = Loss::value(score[j], y[j], parameter);
       }
-      for (int64_t j = 0; j < size; ++j) total += double(weight[j]) * value[j];
+      total += lane_sum<double>(size, [&](int64_t j) SKOPTIM_INLINE { return double(weight[j]) * value[j]; });
     }
     return total;
+  }
+
+  // Targets and weights of some scores; (row, output) pairs are numbered row by row.
+  static void look_up(const Targets<T>& targets, const int64_t* rows, int64_t first, const T* weights, int64_t n_outputs,
+                      int64_t begin, int64_t size, T* y, T* weight) {
+    if (n_outputs == 1) {
+      for (int64_t j = 0; j < size; ++j) {
+        const int64_t row = rows ? rows[begin + j] : first + begin + j;
+        y[j] = target(targets, row, 0, 1);
+        weight[j] = weights ? weights[row] : T(1);
+      }
+      return;
+    }
+    int64_t i = begin / n_outputs, k = begin % n_outputs;
+    for (int64_t j = 0; j < size; ++j) {
+      const int64_t row = rows ? rows[i] : first + i;
+      y[j] = target(targets, row, k, n_outputs);
+      weight[j] = weights ? weights[row] : T(1);
+      if (++k == n_outputs) k = 0, ++i;
+    }
   }
 
   // Class labels become -1 and +1: a column means "is this class".
@@ -254,21 +282,11 @@ void dropout(const T* a, int64_t first, int64_t n, uint64_t seed, uint64_t strea
 template <class T>
 void column_sums(const T* a, int64_t n, int64_t width, bool adds, T* out) {
   if (!adds) std::fill_n(out, width, T(0));
+  if (width == 1) {
+    out[0] += lane_sum<T>(n, [=](int64_t i) SKOPTIM_INLINE { return a[i]; });
+    return;
+  }
   for (int64_t i = 0; i < n; ++i) add_scaled(out, a + i * width, T(1), width);
-}
-
-// term(0) + ... + term(n - 1) in eight or sixteen lanes: the order does not depend on the instruction set.
-template <class Sum, class Term>
-SKOPTIM_HD Sum lane_sum(int64_t n, const Term& term) {
-  constexpr int lanes = 64 / sizeof(Sum);
-  Sum sums[lanes] = {};
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    for (int j = 0; j < lanes; ++j) sums[j] += term(i + j);
-  for (int j = 0; i + j < n; ++j) sums[j] += term(i + j);
-  for (int half = lanes / 2; half > 0; half /= 2)
-    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
-  return sums[0];
 }
 
 template <class Sum, class T>
@@ -312,6 +330,11 @@ void multiply_right(const T* d, const T* w, int64_t n, int64_t k, int64_t m, T* 
 
 template <class T>
 void add_bias(T* z, const T* bias, int64_t n, int64_t width) {
+  if (width == 1) {
+    const T of_all = bias[0];
+    for (int64_t i = 0; i < n; ++i) z[i] += of_all;
+    return;
+  }
   for (int64_t i = 0; i < n; ++i) add_scaled(z + i * width, bias, T(1), width);
 }
 

@@ -229,11 +229,11 @@ int64_t stored_in(const Matrix<T>& x, int64_t n) {
   return int64_t(double(x.n_stored()) / double(std::max<int64_t>(x.n_rows, 1)) * double(n));
 }
 
-// Multiplications of a pass of n rows; those of a stored entry take as long as several others.
+// Multiplications of a pass of n rows; those of a stored entry take as long as several others, and so does a loss.
 template <class T>
 int64_t multiplications(const Architecture<T>& network, const Matrix<T>& x, int64_t n) {
   const int64_t inputs = stored_in(x, n) * (x.indices ? 4 : 1) * network.layer_sizes[1];
-  return inputs + n * (network.n_coefficients() - network.layer_sizes[0] * network.layer_sizes[1]);
+  return inputs + 32 * n * network.layer_sizes.back() + n * (network.n_coefficients() - network.layer_sizes[0] * network.layer_sizes[1]);
 }
 
 // Passes over fewer multiplications take less time than calling another thread.
