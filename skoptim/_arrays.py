@@ -17,7 +17,7 @@ from sklearn import get_config
 from sklearn.utils._array_api import check_same_namespace, get_namespace_and_device, move_to
 from sklearn.utils.validation import check_array, check_consistent_length, validate_data
 
-from skoptim._devices import cpu, cuda_device, is_cuda_array, to_host
+from skoptim._devices import cpu, cuda_device, device_of, is_cuda_array, to_host
 from skoptim.optimizers import OptimizerState
 
 # kDLCUDA and kDLCUDAManaged of dlpack.h.
@@ -69,6 +69,16 @@ def host(array: Any) -> Any:
     """Return an array of any library as NumPy or SciPy; what is not an array as it is."""
     array = native(array)
     return to_host(array) if is_cuda_array(array) else array
+
+
+def fingerprint(array: Any) -> tuple:
+    """Return numbers that tell the contents of a native array from others, on any device."""
+    xp = device_of(array).xp
+    words = np.dtype(f"u{array.dtype.itemsize}")
+    bits = xp.ascontiguousarray(array).reshape(-1).view(words).astype(xp.uint64)
+    # Whole numbers: sums do not depend on their order. Odd factors lose no bit.
+    factors = 2 * xp.arange(bits.size, dtype=xp.uint64) + 1
+    return array.shape, int(bits.sum()), int((bits * factors).sum())
 
 
 def moved(array: Any, device: Any) -> Any:

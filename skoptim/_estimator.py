@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from types import MethodType
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator, clone, is_regressor
 from sklearn.callback import CallbackSupportMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_random_state
@@ -26,6 +26,7 @@ from skoptim._arrays import (
     Place,
     check_data,
     check_same_place,
+    fingerprint,
     host,
     mapped,
     moved,
@@ -47,7 +48,7 @@ from skoptim._validation import (
 from skoptim.losses import Loss
 from skoptim.optimizers import Optimizer, OptimizerState, get_optimizer
 from skoptim.optimizers.ftrl import Moments
-from skoptim.penalties import resolve_penalty
+from skoptim.penalties import PenaltyTerms, resolve_penalty
 
 
 @dataclass
@@ -123,6 +124,10 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
     @abstractmethod
     def _load(self, network: Network) -> None:
         """Set the network's parameters from the fitted attributes."""
+
+    @abstractmethod
+    def _parameter_arrays(self, attributes: Mapping[str, Any]) -> list[Any]:
+        """Return the fitted attributes that hold parameters as dense native arrays."""
 
     @property
     @abstractmethod
@@ -273,7 +278,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
                 if random_state is None:
                     random_state = check_random_state(self.random_state)
                 state = self._start(
-                    network, optimizer, going_on, random_state, initial, options.batch_size
+                    network, optimizer, terms, going_on, random_state, initial, options.batch_size
                 )
                 trainer = make_trainer(state, None)
                 self._run_with_callbacks(trainer, *shared)
@@ -468,6 +473,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         if self.early_stopping and held_out[0] is None:
             labels = None if targets.labels is None else targets.labels[counted]
             train, held = hold_out(len(counted), self.validation_fraction, labels, random_state)
+            self._check_can_score(len(held))
             train, held = counted[train], counted[held]
         matrix = device.Matrix(X)
         native_targets = self._native_targets(device, targets, X.dtype)
@@ -488,6 +494,14 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             return data, None
         return data, self._given_validation(device, X.dtype, *held_out)
 
+    def _check_can_score(self, n_held_out: int) -> None:
+        """Raise ValueError if early stopping would wait for the R^2 of a single sample."""
+        if self.early_stopping and is_regressor(self) and n_held_out < 2:
+            raise ValueError(
+                "early_stopping=True needs at least two held-out samples in regression, whose "
+                "score has no meaning for one: raise validation_fraction, or pass X_val and y_val."
+            )
+
     def _given_validation(
         self, device: Any, dtype: Any, X_val: Any, y_val: Any, sample_weight_val: Any
     ) -> Validation:
@@ -497,12 +511,14 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             y_val = self._check_y(y_val)
             targets = self._encode(y_val)
             weights = check_weights(sample_weight_val, y_val, None, None, None)
+            scaled = normalise_weights(weights, dtype)
+            self._check_can_score(len(y_val))
         except ValueError as error:
             raise ValueError(f"In X_val, y_val or sample_weight_val: {error}") from error
         data = Dataset(
             device.Matrix(X_val),
             self._native_targets(device, targets, dtype),
-            _move(device, normalise_weights(weights, dtype)),
+            _move(device, scaled),
         )
         return Validation(data, self._score_function(y_val, weights))
 
@@ -518,16 +534,22 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         self,
         network: Network,
         optimizer: Optimizer,
+        terms: PenaltyTerms,
         going_on: bool,
         random_state: np.random.RandomState,
         initial: dict[str, Any] | None,
         batch_size: int,
     ) -> OptimizerState:
         """Set the first parameters and return the state to start from, a copy of the last one."""
-        if going_on:
-            self._load(network)
-        else:
+        edited = going_on and self._is_edited(network.dtype)
+        if not going_on:
             self._initialise(network, random_state)
+        elif "parameters" in self.optimizer_state_.slots and not edited:
+            # Those published are averages.
+            last = moved(self.optimizer_state_.slots["parameters"], network.device)
+            network.parameters[...] = last
+        else:
+            self._load(network)
         if initial:
             self._set_initial(network, initial)
         seed = float(random_state.randint(np.iinfo(np.int32).max))
@@ -540,11 +562,13 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         if keep and all(name in old.slots for name in optimizer.slot_names):
             optimizer._validate(network.dtype)
             state = mapped(lambda slot: moved(slot, network.device).copy(), old)
-            if not getattr(self, "average", False):
-                # Averaging, if there was any, ends here.
+            if edited or not getattr(self, "average", False):
+                # Averaging, if there was any, ends here, or begins anew.
                 for name in ("parameters", "average_sum"):
                     state.slots.pop(name, None)
                 state.carries.pop("averaged_steps", None)
+            if edited:
+                optimizer.adopt(network.parameters, state, network.locate(terms), batch_size)
             return state
         state = optimizer.init(
             network.parameters, batch_size=batch_size, n_penalised=network.n_coefficients
@@ -622,10 +646,23 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
 
     def _set_parameters(self, trainer: Trainer, place: Place) -> None:
         """Set the attributes that hold parameters, those that are not there."""
-        if not self._published <= vars(self).keys():
-            for name, value in self._attributes(trainer.network, trainer.weights, place).items():
-                if name not in vars(self):
-                    setattr(self, name, value)
+        tells_edits = trainer.options.average or trainer.optimizer.stores_weights_in_state
+        if self._published <= vars(self).keys() and not tells_edits:
+            return
+        attributes = self._attributes(trainer.network, trainer.weights, place)
+        for name, value in attributes.items():
+            if name not in vars(self):
+                setattr(self, name, value)
+        arrays = self._parameter_arrays(attributes) if tells_edits else []
+        self._as_trained = [fingerprint(array) for array in arrays]
+
+    def _is_edited(self, dtype: Any) -> bool:
+        """Whether parameters were set by the caller since the state, which has them too, was."""
+        known = getattr(self, "_as_trained", [])
+        if not known:
+            return False  # Training goes on from the parameters that there are.
+        arrays = self._parameter_arrays(vars(self))
+        return known != [fingerprint(array.astype(dtype, copy=False)) for array in arrays]
 
     def _set_state(self, trainer: Trainer, place: Place, *, with_parameters: bool = True) -> None:
         # Parameters that were published are the user's: they are not written to again.

@@ -129,7 +129,7 @@ class Trainer:
         self.best_score, self.best_loss = -np.inf, np.inf
         self._best_weights: Any = None
         self._epochs_without_improvement = 0
-        self._optimality = 0.0
+        self._optimality, self._is_stuck = 0.0, False
         self._next_order: Any = None
         self._buffers: dict[str, Any] = {}
 
@@ -144,7 +144,7 @@ class Trainer:
         Warns
         -----
         ConvergenceWarning
-            If `max_iter` was reached without meeting `tol`.
+            If `tol` was not met: `max_iter` was reached, or a full-batch optimizer finds no step.
         """
         finished, self._next_order = False, None
         if self.optimizer.is_full_batch:
@@ -167,6 +167,16 @@ class Trainer:
                 finished = True
         if self.options.early_stopping and self._best_weights is not None:
             self._restore_best()
+        if self._is_stuck and self.options.tol is not None:
+            warnings.warn(
+                f"{type(self.optimizer).__name__} finds no step any more that improves the "
+                f"objective, at an optimality of {self._optimality:.1e} where "
+                f"tol={self.options.tol} asks for {self._enough():.1e}: that may be below what "
+                f"{self.network.dtype} allows, or the loss be not smooth. Raise tol, scale the "
+                "features, or use float64.",
+                ConvergenceWarning,
+                stacklevel=_TO_THE_CALLER,
+            )
         if not finished and self.options.tol is not None:
             warnings.warn(
                 f"{type(self.optimizer).__name__} reached max_iter={self.options.max_iter} epochs "
@@ -290,7 +300,13 @@ class Trainer:
                 weights = network.parameters
                 self.optimizer.change_units(weights, state, old, self.terms, batch_size)
         if network.n_layers == 1:
-            self.optimizer.set_rate_unit(state, squared_norm, data.n_samples, data.target_moments)
+            self.optimizer.set_rate_unit(
+                state,
+                squared_norm,
+                data.n_samples,
+                data.target_moments,
+                network.loss.typical_derivative,
+            )
         if state.step == 0:
             self.optimizer.adopt(network.parameters, state, self.terms, batch_size)
 
@@ -336,7 +352,8 @@ class Trainer:
         iteration = self._working_set.iterate(self._enough)
         self._optimality = iteration.optimality
         is_over = self.options.tol is not None and iteration.optimality <= self._enough()
-        return iteration.value, is_over or not iteration.progressed
+        self._is_stuck = not (is_over or iteration.progressed)
+        return iteration.value, is_over or self._is_stuck
 
     def _enough(self) -> float:
         """Return the optimality at which full-batch training may end."""
@@ -668,6 +685,7 @@ class Trainer:
         if options.early_stopping:
             score, tol = self.history["validation_score"][-1], options.tol or 0.0
             improved = score >= self.best_score + tol and score > self.best_score
+            improved = improved or options.tol is None
             if score > self.best_score:
                 self.best_score = score
                 self._best_weights = self.weights.copy()

@@ -61,7 +61,7 @@ def check_weights(
     Raises
     ------
     ValueError
-        If a weight is negative, or the shapes do not fit.
+        If a weight is negative or infinite, or the shapes do not fit.
     """
     weights = None
     if sample_weight is not None:
@@ -74,6 +74,10 @@ def check_weights(
         per_class = compute_class_weight(
             class_weight, classes=classes, y=classes[labels], sample_weight=sample_weight
         )
+        if not ((per_class >= 0) & (per_class < np.inf)).all():
+            raise ValueError(
+                f"class_weight={class_weight!r} must give weights that are finite and not negative."
+            )
         weights = per_class[labels] * (1.0 if weights is None else weights)
     return weights
 
@@ -84,7 +88,10 @@ def normalise_weights(weights: np.ndarray | None, dtype: Any) -> np.ndarray | No
         return None
     total = weights.sum(dtype=np.float64)
     if not total > 0:
-        raise ValueError("sample_weight sums to zero: at least one sample must count.")
+        raise ValueError(
+            "sample_weight, times class_weight if given, sums to zero: at least one sample must "
+            "count."
+        )
     return np.ascontiguousarray(weights * (len(weights) / total), dtype=dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,7 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import check_is_fitted
 
-from skoptim._arrays import Place, host, moved
+from skoptim._arrays import Place, host, moved, native
 from skoptim._devices import cpu, device_of, is_cuda_array
 from skoptim._estimator import (
     BaseTrainedEstimator,
@@ -126,10 +127,6 @@ class _Linear(BaseTrainedEstimator):
         return coef.data if is_cuda_array(coef) and hasattr(coef, "tocsr") else coef
 
     def _load(self, network: Network) -> None:
-        slots = self.optimizer_state_.slots
-        if "parameters" in slots:
-            network.parameters[...] = moved(slots["parameters"], network.device)
-            return
         coef = host(self.coef_)
         coef = coef.toarray() if sp.issparse(coef) else coef
         self._set_initial(network, {"coef": coef, "intercept": self.intercept_})
@@ -148,6 +145,10 @@ class _Linear(BaseTrainedEstimator):
                 )
             target[...] = network.device.asarray(value.reshape(target.shape))
 
+    def _parameter_arrays(self, attributes: Mapping[str, Any]) -> list[Any]:
+        coef, intercept = native(attributes["coef_"]), native(attributes["intercept_"])
+        return [coef.toarray() if hasattr(coef, "toarray") else coef, intercept]
+
     def _attributes(self, network: Network, flat: Any, place: Place) -> dict[str, Any]:
         views = network.views(place.native(flat))
         return {
@@ -162,13 +163,18 @@ class _Linear(BaseTrainedEstimator):
     def _raw_scores(self, X: Any, device: Any) -> Any:
         coef, intercept = moved(self.coef_, device), moved(self.intercept_, device)
         coef = coef if coef.ndim == 2 else coef.reshape(1, -1)
-        if device is cpu:
+        if device is cpu and not sp.issparse(X):
+            return safe_sparse_dot(X, coef.T, dense_output=True) + intercept
+        data = Dataset(device.Matrix(X))  # Its indices are checked here: SciPy follows any.
+        if sp.issparse(coef):
             return safe_sparse_dot(X, coef.T, dense_output=True) + intercept
         network = Network(
             coef.shape[::-1], None, self._resolve_loss(), device=device, dtype=X.dtype
         )
-        views = Views([device.asarray(coef.T)], [intercept])
-        return network.scores(Dataset(device.Matrix(X)), views)
+        views = Views(
+            [device.asarray(coef.T, dtype=X.dtype)], [device.asarray(intercept, dtype=X.dtype)]
+        )
+        return network.scores(data, views)
 
     def densify(self) -> Any:
         """Turn `coef_` into a dense array, the form it has after `fit`.

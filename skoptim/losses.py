@@ -61,6 +61,10 @@ class Loss(BaseEstimator):
         """The constant of the loss; 0 where it has none."""
         return 0.0
 
+    def typical_derivative(self, residual: float) -> float:
+        """Return the size of the derivative by a score that is so far from the target."""
+        return residual
+
     def value(self, y: Any, scores: Any) -> float:
         """Return the mean over samples of the loss, summed over outputs.
 
@@ -126,6 +130,10 @@ class Huber(_EpsilonLoss):
 
     name = "huber"
 
+    def typical_derivative(self, residual: float) -> float:
+        """Return the size of the derivative by a score that is so far from the target."""
+        return min(residual, self.parameter) or 1.0
+
 
 class EpsilonInsensitive(_EpsilonLoss):
     r"""Absolute error beyond a tolerance, :math:`\max(0, |z - y| - \epsilon)`.
@@ -137,6 +145,10 @@ class EpsilonInsensitive(_EpsilonLoss):
     """
 
     name = "epsilon_insensitive"
+
+    def typical_derivative(self, residual: float) -> float:
+        """Return 1: the derivative has one size."""
+        return 1.0
 
 
 class SquaredEpsilonInsensitive(_EpsilonLoss):
@@ -182,6 +194,10 @@ class Quantile(Loss):
     def parameter(self) -> float:
         """The level of the quantile."""
         return self.quantile
+
+    def typical_derivative(self, residual: float) -> float:
+        """Return 1, about the size of all derivatives."""
+        return 1.0
 
 
 class _BinaryLoss(Loss):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skoptim._arrays import Place, moved
+from skoptim._arrays import Place, moved, native
 from skoptim._devices import device_of
 from skoptim._estimator import (
     BaseTrainedEstimator,
@@ -122,6 +123,9 @@ class _MLP(BaseTrainedEstimator):
             (*views.coefs, *views.intercepts), (*self.coefs_, *self.intercepts_), strict=True
         ):
             target[...] = moved(value, network.device)
+
+    def _parameter_arrays(self, attributes: Mapping[str, Any]) -> list[Any]:
+        return [native(array) for name in ("coefs_", "intercepts_") for array in attributes[name]]
 
     def _attributes(self, network: Network, flat: Any, place: Place) -> dict[str, Any]:
         views = network.views(place.native(flat))
@@ -354,10 +358,18 @@ class MLPClassifier(ClassifierTargets, ClassifierMixin, _MLP):
         loss = Multinomial() if exclusive else loss
         return super()._make_network(n_features, n_outputs, loss, device, dtype)
 
+    def _learned(self, y: np.ndarray, classes: Any, going_on: bool) -> dict[str, Any]:
+        learned = super()._learned(y, classes, going_on)
+        return learned if going_on else {**learned, "_is_multilabel": y.ndim == 2}
+
     def _encode(self, y: np.ndarray) -> Targets:
-        targets = super()._encode(y)
-        self._is_multilabel = targets.labels is None
-        return targets
+        if (y.ndim == 2) != self._is_multilabel:
+            kinds = ("one label a sample", "an indicator matrix of labels")
+            raise ValueError(
+                f"y is {kinds[y.ndim == 2]}, where the model was given "
+                f"{kinds[self._is_multilabel]}; give the same kind, or fit anew."
+            )
+        return super()._encode(y)
 
     def decision_function(self, X: Any) -> Any:
         """Return the raw scores, before the output activation.

@@ -111,7 +111,10 @@ class Penalty(BaseEstimator):
         return self._terms()
 
     def _terms(self) -> PenaltyTerms:
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must define terms(self), which returns a PenaltyTerms: "
+            "penalties are made of L1, L2, group L1 and bounds."
+        )
 
     def value(self, w: Any) -> float:
         """Return R(w) for coefficients `w` of shape (n_features,) or (n_features, n_outputs)."""
@@ -233,10 +236,18 @@ def resolve_penalty(penalty: Any, alpha: float, l1_ratio: float | None) -> Penal
             f"write penalty={penalty.__name__}()."
         )
     if isinstance(penalty, Penalty):
+        if type(penalty).prox is not Penalty.prox or type(penalty).value is not Penalty.value:
+            raise ValueError(
+                f"penalty={penalty!r} defines prox or value, which training does not call: define "
+                "terms(self), which returns a PenaltyTerms."
+            )
         return penalty.terms().scaled(alpha)
     if penalty == "elasticnet":
         if l1_ratio is None:
-            raise ValueError("l1_ratio must be a number in [0, 1] when penalty='elasticnet'.")
+            raise ValueError(
+                "l1_ratio must be a number in [0, 1] when penalty='elasticnet'; or pass "
+                "penalty=ElasticNet(l1_ratio)."
+            )
         return ElasticNet(l1_ratio).terms().scaled(alpha)
     named = {"l1": L1, "l2": L2}
     if penalty in named:

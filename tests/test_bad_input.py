@@ -368,6 +368,19 @@ def test_bad_X(name, case):
     )
 
 
+@pytest.mark.parametrize("case", [key for key in BAD_X if key.startswith("csr")])
+@EACH
+def test_bad_csr_is_not_predicted_from(name, case):
+    make, match = BAD_X[case]
+    X, y = make_data(name)
+    model = clone(ESTIMATORS[name]).fit(X, y)
+    for sparse_coef in (False, True) if name.startswith("SGD") else (False,):
+        if sparse_coef:
+            model.sparsify()
+        with pytest.raises(ValueError, match=match):
+            model.predict(make(X))
+
+
 @EACH
 def test_other_number_of_features(name):
     X, y = make_data(name)
@@ -475,6 +488,21 @@ def test_other_number_of_outputs_when_going_on():
     assert contents(model) == before
 
 
+def test_a_net_does_not_change_between_labels_and_indicators():
+    X, y = make_data("MLPClassifier")
+    indicators = np.column_stack([y, 1 - y])
+    for first, second in ((y, indicators), (indicators, y)):
+        for warm_start in (False, True):
+            model = clone(ESTIMATORS["MLPClassifier"]).set_params(warm_start=warm_start)
+            before = contents(model.fit(X, first))
+            go_on = model.fit if warm_start else model.partial_fit
+            with pytest.raises(ValueError, match="indicator matrix"):
+                go_on(X, second)
+            with pytest.raises(ValueError, match=r"y_val.*indicator matrix"):
+                clone(model).fit(X, first, X_val=X, y_val=second)
+            assert contents(model) == before
+
+
 def test_a_failed_fit_on_multilabel_targets_leaves_a_binary_net_as_it_was():
     X, y = make_data("MLPClassifier")
     labels = np.column_stack([y, 1 - y, y])
@@ -510,6 +538,12 @@ def test_bad_sample_weight(name, case):
 @CLASSIFIERS
 def test_class_weight_for_unknown_classes(name):
     assert_refused(name, r"class_weight|classes", parameters={"class_weight": {5: 2.0, 6: 1.0}})
+
+
+@CLASSIFIERS
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_class_weights_that_make_no_sense(name, weight):
+    assert_refused(name, r"class_weight=.*not negative", parameters={"class_weight": {0: weight}})
 
 
 # --- Validation data ------------------------------------------------------------------------------
@@ -565,6 +599,17 @@ def test_early_stopping_with_a_class_of_one(name):
         parameters={"early_stopping": True},
         call=lambda X, y: ((X, (np.arange(len(y)) == 3).astype(int)), {}),
     )
+
+
+@REGRESSORS
+def test_a_single_sample_has_no_score_in_regression(name):
+    X, y = make_data(name)
+    estimator = clone(ESTIMATORS[name]).set_params(early_stopping=True)
+    with pytest.raises(ValueError, match=r"two held-out samples.*validation_fraction"):
+        estimator.fit(X[:10], y[:10])
+    with pytest.raises(ValueError, match=r"X_val.*two held-out samples"):
+        estimator.fit(X, y, X_val=X[:1], y_val=y[:1])
+    estimator.set_params(validation_fraction=0.2).fit(X[:10], y[:10])
 
 
 @EACH

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,11 @@ from scipy.optimize import minimize as scipy_minimize
 from scipy.special import expit
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, make_classification
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, MultiTaskLasso
 from sklearn.preprocessing import StandardScaler
 
+from skoptim import SGDClassifier
 from skoptim.optimizers import LBFGS, ProximalGradient
 from skoptim.optimizers._line_search import CURVATURE, SUFFICIENT_DECREASE, strong_wolfe
 from skoptim.penalties import L1, L2, Box, ElasticNet, GroupL1, NonNegative, PenaltyTerms
@@ -700,3 +703,29 @@ def test_the_stochastic_step_is_the_prox_of_the_gradient_step():
     optimizer, w = ProximalGradient(learning_rate=0.1), np.array([1.0, -2.0])
     optimizer.step(w, np.array([5.0, -0.5]), optimizer.init(w))
     np.testing.assert_allclose(w, [0.5, -1.95], rtol=1e-15)
+
+
+# (FISTA under L1 comes to rest there, steps being lost in rounding.)
+@pytest.mark.parametrize(
+    ("optimizer", "penalty"), [(LBFGS(), "l1"), (LBFGS(), "l2"), (FISTA, "l2")], ids=str
+)
+def test_a_fit_that_gets_stuck_says_so(optimizer, penalty):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((200, 5)).astype(np.float32)
+    y = X[:, 0] + rng.standard_normal(200) > 0
+    model = SGDClassifier(
+        "log_loss", penalty=penalty, optimizer=optimizer, max_iter=10**5, tol=1e-14
+    )
+    with pytest.warns(ConvergenceWarning, match=r"no step any more.*tol=1e-14.*float32"):
+        model.fit(X, y)
+    assert model.n_iter_ < 10**5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.set_params(tol=None).fit(X, y)
+        model.set_params(tol=1e-3).fit(X, y)
+
+
+@pytest.mark.parametrize("optimizer", [LBFGS(), ProximalGradient(full_batch=True)], ids=str)
+def test_a_gradient_may_be_a_list(optimizer):
+    result = optimizer.minimize(lambda w: (float(w @ w), [2 * w[0], 2 * w[1]]), np.ones(2))
+    np.testing.assert_allclose(result.x, 0, atol=1e-5)

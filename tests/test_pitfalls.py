@@ -1035,3 +1035,71 @@ def test_05_a_warm_start_at_the_minimum_stays_there():
         # FISTA looks for its step size anew.
         assert model.fit(X, y).n_iter_ <= 5
         np.testing.assert_allclose(model.coef_, first, rtol=1e-4)
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+@parametrize(ELEMENTWISE)
+def test_edited_weights_are_trained_on(optimizer, sparse, in_place, average):
+    X, y = make_data()
+    X = sp.csr_matrix(X) if sparse else X
+    model = SGDClassifier("log_loss", optimizer=optimizer, average=average, random_state=0)
+    model.partial_fit(X, y, classes=[0, 1, 2])
+    model.coef_  # noqa: B018  Looking must not matter, nor may streams that go on before.
+    model.partial_fit(X, y)
+    edited = np.full((3, 8), 50.0)
+    if in_place:
+        model.coef_[...] = edited
+    else:
+        model.coef_ = edited
+    # One step moves no weight far.
+    model.partial_fit(X[:1], y[:1])
+    np.testing.assert_allclose(model.coef_, edited, rtol=0, atol=5)
+    expected = model.coef_.copy()
+    model.partial_fit(X[:1], y[:1])
+    np.testing.assert_allclose(model.coef_, expected, rtol=0, atol=5)
+
+
+@pytest.mark.parametrize("average", [False, True])
+@parametrize(ELEMENTWISE)
+def test_weights_that_are_only_looked_at_are_not_edited(optimizer, average):
+    X, y = make_data()
+    model = SGDClassifier("log_loss", optimizer=optimizer, average=average, random_state=0)
+    watched = clone(model)
+    for _ in range(3):
+        model.partial_fit(X, y, classes=[0, 1, 2])
+        watched.partial_fit(X, y, classes=[0, 1, 2])
+        watched.coef_ = watched.coef_.copy()
+    np.testing.assert_array_equal(watched.coef_, model.coef_)
+
+
+def test_edited_weights_of_a_net_are_trained_on():
+    X, y = make_data()
+    model = MLPClassifier((4,), optimizer="ftrl", random_state=0).partial_fit(
+        X, y, classes=[0, 1, 2]
+    )
+    model.coefs_[0][...] = 0.5
+    model.partial_fit(X[:1], y[:1])
+    np.testing.assert_allclose(model.coefs_[0], 0.5, atol=0.2)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_early_stopping_without_tol_makes_all_epochs(name):
+    X, y = make_data(name)
+    model = clone(ESTIMATORS[name]).set_params(tol=None, early_stopping=True, max_iter=40)
+    model.set_params(n_iter_no_change=2).fit(X, y)
+    assert model.n_iter_ == len(model.validation_scores_) == 40
+
+
+@pytest.mark.parametrize(
+    "loss",
+    ["squared_error", "huber", "epsilon_insensitive", "squared_epsilon_insensitive", "quantile"],
+)
+@pytest.mark.parametrize("unit", [2.0**-10, 2.0**10, 2.0**17])
+def test_units_of_target_and_epsilon_are_those_of_the_weights(loss, unit):
+    X, y = make_data("SGDRegressor")
+    model = SGDRegressor(loss, penalty=None, epsilon=0.5, max_iter=20, tol=None, random_state=0)
+    expected = model.fit(X, y).coef_
+    found = model.set_params(epsilon=0.5 * unit).fit(X, unit * y).coef_
+    np.testing.assert_allclose(found, unit * expected, rtol=1e-12)

@@ -893,3 +893,70 @@ def test_averages_are_owed_where_they_have_a_closed_form():
         assert not adagrad(Adagrad(0.1), both, 100)
         assert not adagrad(Adagrad(InverseScaling(0.1)), l2, 100)
         assert not adagrad(Adam(0.1), l2, 100)
+
+
+# Debts whose closed form holds for some steps, or some rates of decay, alone.
+
+
+def starts_late(step):
+    return np.where(step < 5, 0.0, 0.4)
+
+
+def alternates(step):
+    return np.where(step % 2 == 0, 0.4, 0.0)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Adam(0.1, weight_decay=1.5),
+        Adam(0.1, weight_decay=0.51),
+        Adam(0.1, weight_decay=0.49),
+        Adam(0.1, beta_1=0.99, weight_decay=0.2),
+        Adam(1.0, beta_1=0.99, weight_decay=0.02),
+        Adam(0.1, beta_1=0.5, weight_decay=6.0),
+        Adam(0.1, amsgrad=True, weight_decay=1.5),
+        Nadam(0.1, weight_decay=0.9),
+        Nadam(0.1, weight_decay=0.45),
+        Adamax(0.1, weight_decay=1.2),
+        RMSprop(0.1, weight_decay=5.0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("in_network", [False, True])
+def test_weights_may_decay_faster_than_moments(optimizer, in_network):
+    X = sp.random(2000, 400, density=0.003, format="csr", random_state=0)
+    y = np.random.default_rng(0).integers(0, 2, 2000)
+    model = SGDClassifier("log_loss", penalty=None, optimizer=optimizer, max_iter=2, tol=None)
+    if in_network:
+        model = MLPClassifier((3,), penalty=None, optimizer=optimizer, max_iter=1, batch_size=4)
+    model.set_params(random_state=0)
+    sparse, dense = model.fit(X, y), clone(model).fit(X.toarray(), y)
+    np.testing.assert_allclose(sparse.loss_, dense.loss_, rtol=1e-9)
+    name = "coefs_" if in_network else "coef_"
+    for found, expected in zip(getattr(sparse, name), getattr(dense, name), strict=True):
+        np.testing.assert_allclose(
+            found, expected, rtol=0, atol=1e-9 * np.abs(expected).max() + 1e-25
+        )
+
+
+@pytest.mark.parametrize("kind", [Adam, Nadam, Adamax, RMSprop])
+@pytest.mark.parametrize("schedule", [starts_late, alternates])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_rate_of_zero_in_some_steps(kind, schedule, batch_size):
+    X = sp.random(300, 600, density=0.001, format="csr", random_state=0)
+    y = np.random.default_rng(0).integers(0, 2, 300)
+    model = SGDClassifier(
+        "log_loss",
+        penalty="l1",
+        alpha=1e-6,
+        optimizer=kind(schedule, weight_decay=0.05),
+        max_iter=1,
+        tol=None,
+        batch_size=batch_size,
+        random_state=0,
+    )
+    expected = model.fit(X.toarray(), y).coef_
+    np.testing.assert_allclose(
+        model.fit(X, y).coef_, expected, rtol=0, atol=1e-9 * np.abs(expected).max()
+    )

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skoptim import MLPClassifier, MLPRegressor, SGDClassifier, SGDRegressor
 from skoptim.optimizers import SGD, Adam, Optimizer, ProximalGradient
-from skoptim.penalties import Box, GroupL1, NonNegative
+from skoptim.penalties import L1, Box, GroupL1, NonNegative, Penalty, PenaltyTerms
 from skoptim.schedules import Adaptive, Cosine, Warmup
 
 
@@ -619,3 +619,46 @@ def test_one_string_is_no_tuple_of_slots():
 
     with pytest.raises(ValueError, match=re.escape("slots = ('average',)")):
         Forgotten().init(np.zeros(2))
+
+
+def test_an_update_that_a_compiled_rule_hides_is_told():
+    class Hidden(Adam):
+        def update(self, xp, w, g, slots, scalars):
+            raise AssertionError("never called")
+
+    with pytest.raises(ValueError, match=r"Hidden defines update.*'adam'.*subclass Optimizer"):
+        SGDClassifier(optimizer=Hidden()).fit(np.eye(4), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match="Hidden defines update"):
+        Hidden().init(np.ones(2))
+
+
+def test_a_missing_learning_rate_is_told():
+    class Fixed(Optimizer):
+        def update(self, xp, w, g, slots, scalars):
+            w -= 0.1 * g
+
+    with pytest.raises(ValueError, match="Fixed needs an attribute learning_rate"):
+        MLPClassifier((2,), optimizer=Fixed()).fit(np.eye(4), [0, 1, 0, 1])
+
+
+def test_a_penalty_of_ones_own_is_made_of_terms():
+    class Empty(Penalty):
+        pass
+
+    class Hidden(L1):
+        def prox(self, w, step):
+            raise AssertionError("never called")
+
+    class Half(Penalty):
+        def terms(self):
+            return PenaltyTerms(l1=0.5)
+
+    X, y = np.eye(4), [0, 1, 0, 1]
+    with pytest.raises(NotImplementedError, match="Empty must define terms"):
+        SGDClassifier(penalty=Empty()).fit(X, y)
+    with pytest.raises(ValueError, match=r"Hidden.*define terms"):
+        SGDClassifier(penalty=Hidden()).fit(X, y)
+    shared = dict(optimizer="lbfgs", tol=1e-9, max_iter=1000)
+    half = SGDClassifier("log_loss", penalty=Half(), alpha=0.02, **shared).fit(X, y)
+    whole = SGDClassifier("log_loss", penalty=L1(), alpha=0.01, **shared).fit(X, y)
+    np.testing.assert_array_equal(half.coef_, whole.coef_)

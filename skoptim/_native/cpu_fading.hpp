@@ -82,14 +82,17 @@ double root_ratio(const T* rows, int64_t t, int64_t width) {
   return root_decay<Rule>(k) * before / now;
 }
 
-// Whether these rules' idle steps with such scalars are paid as below.
+// Whether an idle step of these rules with such scalars is paid as below. Where a decay makes weights fall faster than
+// moments do, what these move later is without bound beside the weight; half as fast is fast enough.
 template <class Rule, class T>
 bool fades(const T* row) {
   if constexpr (Fading<Rule>::holds) {
     const Common<T> c = load_common(row);
     const T* const k = row + n_common;
     const bool one_penalty = c.l1 == T(0) || (c.l2 == T(0) && c.shrink == T(1));
-    return one_penalty && c.group_l1 == T(0) && c.coupled_l2 == T(0) && !is_boxed(c) &&
+    const T moment_decay = Fading<Rule>::moment_decay(k);
+    const bool lasts = moment_decay == T(0) || T(2) * (T(1) - c.shrink) <= T(1) - moment_decay;
+    return one_penalty && lasts && c.group_l1 == T(0) && c.coupled_l2 == T(0) && !is_boxed(c) &&
            double(Fading<Rule>::epsilon(k)) > (sizeof(T) == 8 ? 1e-30 : 1e-15) && c.shrink > T(0) &&
            Rule::contracts(k) && root_decay<Rule>(k) > 0;
   }
@@ -124,13 +127,15 @@ class FadingSeries {
   static FadingConstants constants_of(const T* row) {
     const T* const k = row + n_common;
     FadingConstants constants;
+    constants.holds = true;
     constants.l1 = load_common(row).l1;
     constants.least = F::epsilon(k);
     constants.epsilon = F::has_maximum ? 0.0 : constants.least;
     constants.moment_decay = F::moment_decay(k);
     const double nothing = math::log(sizeof(T) == 8 ? 1e-18 : 1e-10);
     constants.horizon = constants.moment_decay > 0 ? int64_t(nothing / math::log(constants.moment_decay)) + 1 : 1;
-    const double rate = -math::log(root_decay<Rule>(k)), forgets = 1.0 - constants.moment_decay;
+    const double rate = -math::log(root_decay<Rule>(k));
+    const double forgets = 1.0 - constants.moment_decay / double(load_common(row).shrink);  // beside the weight
     constants.falls = math::exp(rate * double(constants.horizon));
     constants.matters = n_terms * rate < 0.8 * forgets ? math::exp(rate * n_terms / forgets) : 0.0;
     return constants;
@@ -144,7 +149,8 @@ class FadingSeries {
     } else {
       if (begin == 0) out[0] = FadingStep{{}, {}, 0.0, 1.0, 1.0 / double(F::correction(rows + n_common)), 0.0, 0.0, 0};
       for (int64_t t = begin; t < end; ++t) add_step(rows, t, width, out);
-      const FadingConstants constants = constants_of(rows + begin * width);
+      FadingConstants constants = constants_of(rows + begin * width);
+      for (int64_t t = begin; t < end; ++t) constants.holds = constants.holds && fades<Rule>(rows + t * width);
       std::fill_n(out[end].moment, n_terms, 0.0);
       for (int64_t t = end - 1; t >= 0; --t) {
         // Otherwise 1 / r grows faster than the moment fades, and the sums of its powers without end.
@@ -332,7 +338,7 @@ class FadingDebts {
     if constexpr (!F::holds) {
       return 0;
     } else {
-      if (!steps.factors || steps.averaging || !fades<Rule>(steps.row(from))) return 0;
+      if (!steps.factors || steps.averaging || !steps.fading.holds) return 0;
       const T* const k = steps.row(from) + n_common;
       const T faded = power(F::moment_decay(k), to - from), decayed = power(F::decay(k), to - from);
       if (steps.fading.l1 > 0) {

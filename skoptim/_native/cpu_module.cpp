@@ -6,6 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -13,6 +14,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cpu_columns.hpp"
@@ -130,20 +132,32 @@ const ActivationKernel<T>& find_activation(const std::string& name) {
   return find<T>(kernels<T>().activations, kernels<T>().n_activations, name, "activation");
 }
 
-// Reads every index once: native code may then follow them blindly.
+// Reads every index once: native code may then follow them blindly. The loops vectorise.
 template <class Index>
 IndexStatus check_indices(const Index* indices, int64_t nnz, const Index* indptr, int64_t n_rows,
                           int64_t n_columns) {
   if (indptr[0] != 0 || int64_t(indptr[n_rows]) > nnz) return IndexStatus::bad_indptr;
   for (int64_t i = 0; i < n_rows; ++i)
     if (indptr[i + 1] < indptr[i]) return IndexStatus::bad_indptr;
-  bool sorted = true;
+  const int64_t n = indptr[n_rows];
+  // Columns that do not rise from one entry to the next: where a row begins they need not.
+  int64_t falls = 0;
   for (int64_t i = 0; i < n_rows; ++i)
-    for (int64_t e = indptr[i]; e < int64_t(indptr[i + 1]); ++e) {
-      if (indices[e] < 0 || int64_t(indices[e]) >= n_columns) return IndexStatus::bad_index;
-      sorted = sorted && (e == int64_t(indptr[i]) || indices[e - 1] < indices[e]);
-    }
-  if (sorted) return IndexStatus::canonical;
+    if (indptr[i] > 0 && indptr[i] < indptr[i + 1]) falls -= indices[indptr[i]] <= indices[indptr[i] - 1];
+  using Unsigned = std::make_unsigned_t<Index>;
+  const Index last = Index(std::min<int64_t>(n_columns - 1, std::numeric_limits<Index>::max()));
+  constexpr int64_t chunk = 1 << 12;
+  for (int64_t begin = 0; begin < n; begin += chunk) {
+    const int64_t end = std::min(n, begin + chunk), second = std::max<int64_t>(begin, 1);
+    // Below zero if the column is, or is beyond the last.
+    Index out_of_range = last, here = 0;
+    for (int64_t e = begin; e < end; ++e) out_of_range |= indices[e] | Index(Unsigned(last) - Unsigned(indices[e]));
+    if (out_of_range < 0) return IndexStatus::bad_index;
+    const Index* const column = indices + second;
+    for (int64_t e = 0; e < end - second; ++e) here += column[e] <= column[e - 1];
+    falls += here;
+  }
+  if (falls == 0) return IndexStatus::canonical;
   std::vector<int64_t> last_row(n_columns, -1);
   for (int64_t i = 0; i < n_rows; ++i)
     for (int64_t e = indptr[i]; e < int64_t(indptr[i + 1]); ++e) {

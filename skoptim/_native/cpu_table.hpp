@@ -70,7 +70,9 @@ class Record {
       factors_.resize(end * n_fading_factors);
       series_.resize(end + 1);
       FadingDebts<Rule, T>::fill(rows_.data(), begin, end, width, factors_.data());
+      const bool held = begin == 0 || fading_.holds;
       fading_ = FadingSeries<Rule, T>::fill(rows_.data(), begin, end, width, series_.data());
+      fading_.holds = fading_.holds && held;
     }
     const bool closed =
         running_sums<Rule>(rows_.data(), begin, end, width, averaging, decay_.data(),
@@ -586,7 +588,7 @@ class RuleTable final : public LinearTable<T> {
       if (!averaging_ && pays_uniformly<Rule>(steps))
         return pay_uniform_taken(n, steps);
     if constexpr (single && Fading<Rule>::holds)
-      if (!averaging_ && fades<Rule>(steps.row(now_ - 1)))
+      if (!averaging_ && steps.fading.holds)
         return FadingDebts<Rule, T>::pay_columns(run, n, steps, taken_.mark.data(), now_);
     for (int64_t e = 0; e < n; ++e) {
       const int64_t from = int64_t(taken_.mark[e]), i = e * width_;

@@ -50,6 +50,7 @@ struct FadingStep {
 
 // And what is the same for all steps.
 struct FadingConstants {
+  bool holds;             // debts may be paid so; else all that follows means nothing
   double l1;
   double least, epsilon;  // what d never falls below, and what is in d beside r
   double moment_decay;

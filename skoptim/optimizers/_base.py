@@ -438,14 +438,23 @@ class Optimizer(BaseEstimator):
 
     def _validate(self, dtype: Any) -> None:
         """Raise ValueError naming the first hyper-parameter that is out of range."""
+        name = type(self).__name__
+        if self.rule is not None and type(self).update is not Optimizer.update:
+            raise ValueError(
+                f"{name} defines update, but inherits the compiled rule {self.rule!r}, which would "
+                "be used instead: subclass Optimizer to write a rule of your own."
+            )
+        if not self.is_full_batch and not hasattr(self, self._rate_name):
+            raise ValueError(
+                f"{name} needs an attribute {self._rate_name}, a number or a schedule: set it in "
+                "__init__, which should take it."
+            )
         constraints = {
             name: self._parameter_constraints[name]
             for name in self.get_params(deep=False)
             if name in self._parameter_constraints
         }
-        validate_parameter_constraints(
-            constraints, self.get_params(deep=False), caller_name=type(self).__name__
-        )
+        validate_parameter_constraints(constraints, self.get_params(deep=False), caller_name=name)
         if not self.is_full_batch:
             as_schedule(self._learning_rate)
         dtype = np.dtype(dtype)
@@ -454,7 +463,7 @@ class Optimizer(BaseEstimator):
         epsilon = getattr(self, "epsilon", None)
         if epsilon is not None and dtype.type(epsilon) < np.finfo(dtype).tiny:
             raise ValueError(
-                f"epsilon={epsilon} of {type(self).__name__} counts as zero in {dtype}; "
+                f"epsilon={epsilon} of {name} counts as zero in {dtype}; "
                 "use a larger epsilon or float64 data."
             )
 
@@ -463,6 +472,9 @@ class Optimizer(BaseEstimator):
     ) -> dict[str, Any]:
         xp = device_of(w).xp
         return {name: xp.zeros(w.shape, dtype=w.dtype) for name in self.slot_names}
+
+    #: Whether weights are a function of the state, which has to `adopt` those set from outside.
+    stores_weights_in_state: ClassVar[bool] = False
 
     def adopt(self, w: Any, state: OptimizerState, terms: PenaltyTerms, batch_size: int) -> None:
         """Bring the state in line with flat parameters that were set from outside."""

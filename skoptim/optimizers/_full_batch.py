@@ -245,6 +245,7 @@ class _CountedLoss:
     def __call__(self, flat: Any, grad_out: Any) -> float:
         self.n_calls += 1
         value, gradient = self.value_and_grad(flat.reshape(self.shape))
+        gradient = device_of(flat).xp.asarray(gradient)
         if gradient.shape != self.shape:
             raise ValueError(
                 f"value_and_grad returned a gradient of shape {gradient.shape} for w of shape "

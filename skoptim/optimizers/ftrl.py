@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from numbers import Real
 from typing import Any, NamedTuple
@@ -122,6 +123,7 @@ class FTRL(Optimizer):
 
     _rate_name = "alpha"
     _couples_l2 = False
+    stores_weights_in_state = True
 
     def scalars(self, steps: np.ndarray) -> dict[str, Any]:
         """Return the constants of the rule."""
@@ -272,12 +274,15 @@ class NormalizedFTRL(FTRL):
     :math:`|x_i|` so far, with weights :math:`\tilde w_i = s_i w_i` and
 
     .. math::
-        \tilde \alpha_t = \frac{\alpha_t \, \sigma}{\sqrt N}, \qquad \tilde \beta = \beta \sigma
+        \tilde \alpha_t = \frac{\alpha_t \, \sigma}{\sqrt N}, \qquad \tilde \beta = \beta \gamma
 
-    where :math:`N` is the mean of :math:`1 + \sum_i \tilde x_i^2` over the samples, and
-    :math:`\sigma` the standard deviation of the target for losses in its units, as the squared
-    error (1 for classifiers). Changing the units of a feature, or of the target, changes nothing
-    but the units of its weight. The penalty is that of the weights :math:`w_i`, as ever.
+    where :math:`N` is the mean of :math:`1 + \sum_i \tilde x_i^2` over the samples,
+    :math:`\sigma` the standard deviation of the target for losses of a distance to it (1 for
+    classifiers and Poisson), and :math:`\gamma` the size of the loss's derivative at a distance of
+    :math:`\sigma`: :math:`\sigma` for the squared error, 1 for the absolute one. Changing the units
+    of a feature, or of the target and of the loss's `epsilon`, changes nothing but the units of its
+    weight. The penalty is that of the weights :math:`w_i`, as ever, and `tol` is in units of the
+    loss.
 
     Parameters
     ----------
@@ -306,7 +311,10 @@ class NormalizedFTRL(FTRL):
     when its feature's scale grows, and corrects large steps for the curvature of the loss. The
     table in the user guide compares both.
 
-    Use it for linear models when you do not want to choose a rate, nor scale the features.
+    Use it for linear models when you do not want to choose a rate, nor scale the features. It
+    minds units, not offsets: take means out (``StandardScaler``, ``TransformedTargetRegressor``)
+    where those of features or target are many times as large as their standard deviations, as
+    every stochastic optimizer needs.
 
     References
     ----------
@@ -352,9 +360,14 @@ class NormalizedFTRL(FTRL):
         )
 
     def set_rate_unit(
-        self, state: OptimizerState, squared_norm: float, n_samples: int, target: Moments | None
+        self,
+        state: OptimizerState,
+        squared_norm: float,
+        n_samples: int,
+        target: Moments | None,
+        typical_derivative: Callable[[float], float],
     ) -> None:
-        """Let the unit of the rate know more samples: their mean squared norm, their targets."""
+        """Let the units know more samples: their mean squared norm, their targets."""
         carries = state.carries
         seen = carries.get("samples_seen", 0.0)
         total = carries["samples_seen"] = seen + n_samples
@@ -366,7 +379,7 @@ class NormalizedFTRL(FTRL):
             target = known.merged(target)
             carries.update({f"target_{k}": v for k, v in target._asdict().items()})
             deviation = target.deviation or 1.0
-        carries["target_unit"] = deviation
+        carries["gradient_unit"] = 1.0 if target is None else typical_derivative(deviation)
         carries["rate_unit"] = deviation / (1.0 + carries["squared_norm"]) ** 0.5
 
     def change_units(
@@ -386,4 +399,4 @@ class NormalizedFTRL(FTRL):
         z[places] = xp.where(w[places] == 0, rested, before.slots["z"])
 
     def _beta(self, state: OptimizerState) -> float:
-        return self.beta * state.carries.get("target_unit", 1.0)
+        return self.beta * state.carries.get("gradient_unit", 1.0)
