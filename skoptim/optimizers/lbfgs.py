@@ -64,6 +64,9 @@ class LBFGS(FullBatchOptimizer):
     still in these units. Where features are scaled alike but correlated, or have a few huge
     entries, this gains nothing.
 
+    Under L1 on large data the estimators hand over the columns alone that the penalty does not hold
+    at zero, in rounds that each begin with a look at all.
+
     The first step is no longer than 1, measured by :math:`D`, whatever the size of the gradient.
     A pair whose :math:`s^T y` is tiny or negative is not kept. A loss that is NaN or infinite
     shortens the step. Where all losses in reach are equal up to rounding, the slopes decide

@@ -64,7 +64,9 @@ class ProximalGradient(FullBatchOptimizer):
     Over all samples, in linear models, each coefficient has a step size of its own: the one that
     is searched for times :math:`D_j`, that of :class:`LBFGS` without :math:`\lambda_2`, which is
     left to the prox; distances above are then those of :math:`w_j / \sqrt{D_j}`. All outputs of a
-    feature share one, as groups do.
+    feature share one, as groups do. Under L1 or groups on large data the estimators hand over the
+    columns alone that the penalty does not hold at zero, in rounds that each begin with a look at
+    all.
 
     A step size is accepted when the quadratic model with curvature
     :math:`1 / \eta` lies above the loss at the new point. It is tried larger again in each
