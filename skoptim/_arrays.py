@@ -23,6 +23,9 @@ from skoptim.optimizers import OptimizerState
 # kDLCUDA and kDLCUDAManaged of dlpack.h.
 _DLPACK_CUDA = (2, 13)
 _NUMERIC = "biufc"
+# Of an array so many numbers are copied at once.
+_FINGERPRINT_CHUNK = 2**18
+_FINGERPRINT_FACTOR = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio (Knuth, 6.4).
 
 
 # On the way in.
@@ -71,14 +74,17 @@ def host(array: Any) -> Any:
     return to_host(array) if is_cuda_array(array) else array
 
 
-def fingerprint(array: Any) -> tuple:
+def fingerprint(array: Any) -> tuple[int, int]:
     """Return numbers that tell the contents of a native array from others, on any device."""
-    xp = device_of(array).xp
-    words = np.dtype(f"u{array.dtype.itemsize}")
-    bits = xp.ascontiguousarray(array).reshape(-1).view(words).astype(xp.uint64)
-    # Whole numbers: sums do not depend on their order. Odd factors lose no bit.
-    factors = 2 * xp.arange(bits.size, dtype=xp.uint64) + 1
-    return array.shape, int(bits.sum()), int((bits * factors).sum())
+    xp, size, total = device_of(array).xp, array.size, 0
+    bits = xp.ascontiguousarray(array).reshape(-1).view(np.dtype(f"u{array.dtype.itemsize}"))
+    # Sums of whole numbers do not depend on their order. Odd factors lose no bit.
+    factors = 2 * xp.arange(min(size, _FINGERPRINT_CHUNK), dtype=xp.uint64) + 1
+    for first in range(0, size, _FINGERPRINT_CHUNK):
+        words = bits[first : first + _FINGERPRINT_CHUNK].astype(xp.uint64)
+        words *= factors[: len(words)]
+        total = (total * _FINGERPRINT_FACTOR + int(words.sum())) % 2**64
+    return size, total
 
 
 def moved(array: Any, device: Any) -> Any:

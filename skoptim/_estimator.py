@@ -180,7 +180,9 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
     @property
     def _dtype(self) -> Any:
         """The dtype of the fitted parameters, NumPy's."""
-        return native(self._first_coef).dtype
+        dtype = native(self._first_coef).dtype
+        # Whole numbers may have been set from outside.
+        return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
     # Training.
 

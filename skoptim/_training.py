@@ -168,12 +168,16 @@ class Trainer:
         if self.options.early_stopping and self._best_weights is not None:
             self._restore_best()
         if self._is_stuck and self.options.tol is not None:
+            why, remedy = (
+                (f"that may be below what {self.network.dtype} allows", "scale the features")
+                if self.network.loss.is_smooth
+                else ("the loss is not smooth", "use a stochastic optimizer")
+            )
             warnings.warn(
                 f"{type(self.optimizer).__name__} finds no step any more that improves the "
                 f"objective, at an optimality of {self._optimality:.1e} where "
-                f"tol={self.options.tol} asks for {self._enough():.1e}: that may be below what "
-                f"{self.network.dtype} allows, or the loss be not smooth. Raise tol, scale the "
-                "features, or use float64.",
+                f"tol={self.options.tol} asks for {self._enough():.1e}: {why}. Raise tol, or "
+                f"{remedy}.",
                 ConvergenceWarning,
                 stacklevel=_TO_THE_CALLER,
             )

@@ -194,8 +194,7 @@ class WorkingSet:
 
 def _choosing_pays(network: Network, terms: PenaltyTerms, data: Dataset) -> bool:
     """Whether a penalty may hold most columns of a large matrix in the host's memory at zero."""
-    has_zeros = terms.l1 > 0.0 or terms.group_l1 > 0.0
-    is_linear = network.n_layers == 1 and network.is_native
-    return (
-        is_linear and has_zeros and not terms.is_constrained and data.X.n_stored >= _WORTH_CHOOSING
-    )
+    has_zeros = (terms.l1 > 0.0 or terms.group_l1 > 0.0) and not terms.is_constrained
+    # Where the gradient jumps, all that an optimizer has learned is wanted.
+    suits = network.n_layers == 1 and network.is_native and network.loss.is_smooth
+    return suits and has_zeros and data.X.n_stored >= _WORTH_CHOOSING

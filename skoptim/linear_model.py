@@ -146,8 +146,12 @@ class _Linear(BaseTrainedEstimator):
             target[...] = network.device.asarray(value.reshape(target.shape))
 
     def _parameter_arrays(self, attributes: Mapping[str, Any]) -> list[Any]:
-        coef, intercept = native(attributes["coef_"]), native(attributes["intercept_"])
-        return [coef.toarray() if hasattr(coef, "toarray") else coef, intercept]
+        coef, intercept = (native(attributes[name]) for name in ("coef_", "intercept_"))
+        coef = coef.toarray() if hasattr(coef, "toarray") else coef
+        # Transposed: coefficients of several outputs lie column by column.
+        return [
+            array if hasattr(array, "dtype") else np.asarray(array) for array in (coef.T, intercept)
+        ]
 
     def _attributes(self, network: Network, flat: Any, place: Place) -> dict[str, Any]:
         views = network.views(place.native(flat))
@@ -171,6 +175,7 @@ class _Linear(BaseTrainedEstimator):
         network = Network(
             coef.shape[::-1], None, self._resolve_loss(), device=device, dtype=X.dtype
         )
+        intercept = device.xp.broadcast_to(device.asarray(intercept).reshape(-1), len(coef))
         views = Views(
             [device.asarray(coef.T, dtype=X.dtype)], [device.asarray(intercept, dtype=X.dtype)]
         )

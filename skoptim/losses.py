@@ -48,12 +48,15 @@ class Loss(BaseEstimator):
     curvature : float
         What the second derivative by a score is at most; 1 where it has no bound (Poisson) or is
         zero nearly everywhere (hinge, quantile).
+    is_smooth : bool
+        Whether it has a derivative everywhere.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str] = "regression"
     in_target_units: ClassVar[bool] = True
     curvature: ClassVar[float] = 1.0
+    is_smooth: ClassVar[bool] = True
     _parameter_constraints: dict = {}
 
     @property
@@ -145,6 +148,7 @@ class EpsilonInsensitive(_EpsilonLoss):
     """
 
     name = "epsilon_insensitive"
+    is_smooth = False
 
     def typical_derivative(self, residual: float) -> float:
         """Return 1: the derivative has one size."""
@@ -185,6 +189,7 @@ class Quantile(Loss):
     """
 
     name = "quantile"
+    is_smooth = False
     _parameter_constraints = {"quantile": [Interval(Real, 0, 1, closed="neither")]}
 
     def __init__(self, quantile: float = 0.5):
@@ -209,6 +214,7 @@ class Hinge(_BinaryLoss):
     r"""Hinge, :math:`\max(0, 1 - yz)`: a linear support vector machine."""
 
     name = "hinge"
+    is_smooth = False
 
 
 class SquaredHinge(_BinaryLoss):
@@ -245,6 +251,7 @@ class Perceptron(_BinaryLoss):
     r"""Perceptron criterion, :math:`\max(0, -yz)`."""
 
     name = "perceptron"
+    is_smooth = False
 
 
 class Multinomial(Loss):

@@ -125,7 +125,8 @@ class _MLP(BaseTrainedEstimator):
             target[...] = moved(value, network.device)
 
     def _parameter_arrays(self, attributes: Mapping[str, Any]) -> list[Any]:
-        return [native(array) for name in ("coefs_", "intercepts_") for array in attributes[name]]
+        found = [native(array) for name in ("coefs_", "intercepts_") for array in attributes[name]]
+        return [array if hasattr(array, "dtype") else np.asarray(array) for array in found]
 
     def _attributes(self, network: Network, flat: Any, place: Place) -> dict[str, Any]:
         views = network.views(place.native(flat))

@@ -729,3 +729,9 @@ def test_a_fit_that_gets_stuck_says_so(optimizer, penalty):
 def test_a_gradient_may_be_a_list(optimizer):
     result = optimizer.minimize(lambda w: (float(w @ w), [2 * w[0], 2 * w[1]]), np.ones(2))
     np.testing.assert_allclose(result.x, 0, atol=1e-5)
+
+
+def test_a_loss_that_is_not_smooth_is_named_where_it_holds_up():
+    X, y = make_classification(200, random_state=0)
+    with pytest.warns(ConvergenceWarning, match=r"not smooth. Raise tol, or use a stochastic"):
+        SGDClassifier("hinge", optimizer=LBFGS(), tol=1e-9, max_iter=10**4).fit(X, y)

@@ -1074,6 +1074,43 @@ def test_weights_that_are_only_looked_at_are_not_edited(optimizer, average):
     np.testing.assert_array_equal(watched.coef_, model.coef_)
 
 
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("optimizer", ["normalized_ftrl", "sgd"])
+@pytest.mark.parametrize("name", ["SGDClassifier", "SGDRegressor"])
+def test_sparse_coefficients_are_not_edited(name, optimizer, average):
+    X, y = make_data(name)
+    model = clone(ESTIMATORS[name]).set_params(penalty="l1", alpha=0.02, average=average)
+    model.set_params(optimizer=optimizer)
+    watched = clone(model)
+    first_call = {"classes": [0, 1, 2]} if name == "SGDClassifier" else {}
+    for _ in range(3):
+        model.partial_fit(X, y, **first_call)
+        watched.partial_fit(X, y, **first_call).sparsify()
+    np.testing.assert_array_equal(watched.densify().coef_, model.coef_)
+
+
+@pytest.mark.parametrize("optimizer", ["normalized_ftrl", "sgd"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_parameters_may_be_set_to_plain_numbers(sparse, optimizer):
+    X, y = make_data()
+    X = sp.csr_matrix(X) if sparse else X
+    model = SGDClassifier("log_loss", optimizer=optimizer, random_state=0).fit(X, y)
+    expected = model.decision_function(X) - model.intercept_
+    for intercept in (np.zeros(1), 0.0, np.zeros((1, 3)), np.zeros(3, dtype=int)):
+        model.intercept_ = intercept
+        np.testing.assert_allclose(model.decision_function(X), expected, atol=1e-12)
+    for intercept in (np.zeros(3), [0.0, 0.0, 0.0]):
+        model.intercept_ = intercept
+        model.partial_fit(X[:1], y[:1])
+    model.coef_ = np.arange(24).reshape(3, 8)
+    found = model.decision_function(X)
+    model.coef_ = model.coef_.astype(float)
+    np.testing.assert_array_equal(found, model.decision_function(X))
+    regressor = SGDRegressor(optimizer=optimizer, random_state=0).fit(X, y)
+    regressor.intercept_ = 0.0
+    assert regressor.partial_fit(X, y).intercept_.shape == (1,)
+
+
 def test_edited_weights_of_a_net_are_trained_on():
     X, y = make_data()
     model = MLPClassifier((4,), optimizer="ftrl", random_state=0).partial_fit(

@@ -319,3 +319,12 @@ def test_columns_are_checked():
         core.copy_chosen(
             native, places, 1, starts + 2 * (np.arange(21) > 3).astype(np.int32) + 2, data, numbers
         )
+
+
+@pytest.mark.parametrize("loss", ["hinge", "perceptron"])
+def test_losses_that_are_not_smooth_are_trained_on_all_columns(loss, chosen):
+    X, scores = texts()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        SGDClassifier(loss, penalty="l1", alpha=0.1, optimizer=LBFGS()).fit(X, scores > 0)
+    assert set(chosen) == {M}

@@ -90,10 +90,10 @@ class Matrix:
         with threads.alone() as n_threads:
             core.count_chosen(self.native, places, n_threads, starts[1:])
             n_entries = int(starts.sum(dtype=np.int64))
-            data, numbers = np.empty(n_entries, self.dtype), np.empty(n_entries, np.int32)
-            if data.nbytes + numbers.nbytes > most_bytes:
+            if n_entries * (self.dtype.itemsize + starts.itemsize) > most_bytes:
                 return None
             np.cumsum(starts, out=starts)
+            data, numbers = np.empty(n_entries, self.dtype), np.empty(n_entries, np.int32)
             core.copy_chosen(self.native, places, n_threads, starts, data, numbers)
         return Matrix(sp.csr_array((data, numbers, starts), shape=(n_rows, len(chosen))))
 
