@@ -663,7 +663,9 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         known = getattr(self, "_as_trained", [])
         if not known:
             return False  # Training goes on from the parameters that there are.
-        arrays = self._parameter_arrays(vars(self))
+        found = self._parameter_arrays(vars(self))
+        # An intercept may be set to a plain number.
+        arrays = [array if hasattr(array, "dtype") else np.asarray(array) for array in found]
         return known != [fingerprint(array.astype(dtype, copy=False)) for array in arrays]
 
     def _set_state(self, trainer: Trainer, place: Place, *, with_parameters: bool = True) -> None:

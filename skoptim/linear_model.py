@@ -149,9 +149,7 @@ class _Linear(BaseTrainedEstimator):
         coef, intercept = (native(attributes[name]) for name in ("coef_", "intercept_"))
         coef = coef.toarray() if hasattr(coef, "toarray") else coef
         # Transposed: coefficients of several outputs lie column by column.
-        return [
-            array if hasattr(array, "dtype") else np.asarray(array) for array in (coef.T, intercept)
-        ]
+        return [coef.T, intercept]
 
     def _attributes(self, network: Network, flat: Any, place: Place) -> dict[str, Any]:
         views = network.views(place.native(flat))

@@ -125,8 +125,7 @@ class _MLP(BaseTrainedEstimator):
             target[...] = moved(value, network.device)
 
     def _parameter_arrays(self, attributes: Mapping[str, Any]) -> list[Any]:
-        found = [native(array) for name in ("coefs_", "intercepts_") for array in attributes[name]]
-        return [array if hasattr(array, "dtype") else np.asarray(array) for array in found]
+        return [native(array) for name in ("coefs_", "intercepts_") for array in attributes[name]]
 
     def _attributes(self, network: Network, flat: Any, place: Place) -> dict[str, Any]:
         views = network.views(place.native(flat))
