@@ -23,6 +23,7 @@ constexpr RuleKernels<T> rule_kernels(const char* name, const char* cpp_type) {
           FadingDebts<Rule, T>::fill,
           FadingSeries<Rule, T>::fill,
           debt_in_steps<Rule, T>,
+          cost_in_table<Rule, T>,
           rests<Rule, T>,
           averages_in_table<Rule, T>,
           make_table<Rule, T>};

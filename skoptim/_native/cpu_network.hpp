@@ -11,7 +11,8 @@
 
 SKOPTIM_BEGIN
 
-// term(0) + ... + term(n - 1) in eight or sixteen lanes: the order does not depend on the instruction set.
+// term(0) + ... + term(n - 1) in eight or sixteen lanes: the order does not depend on the instruction set. The last terms
+// come to their lanes by fours, since lanes that are written one by one would have to go through memory.
 template <class Sum, class Term>
 SKOPTIM_HD Sum lane_sum(int64_t n, const Term& term) {
   constexpr int lanes = 64 / sizeof(Sum);
@@ -19,7 +20,12 @@ SKOPTIM_HD Sum lane_sum(int64_t n, const Term& term) {
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes)
     for (int j = 0; j < lanes; ++j) sums[j] += term(i + j);
-  for (int j = 0; i + j < n; ++j) sums[j] += term(i + j);
+#pragma GCC unroll 4
+  for (int first = 0; first < lanes; first += 4, i += 4) {
+    const Sum a = i < n ? term(i) : Sum(0), b = i + 1 < n ? term(i + 1) : Sum(0);
+    const Sum c = i + 2 < n ? term(i + 2) : Sum(0), d = i + 3 < n ? term(i + 3) : Sum(0);
+    sums[first] += a, sums[first + 1] += b, sums[first + 2] += c, sums[first + 3] += d;
+  }
   for (int half = lanes / 2; half > 0; half /= 2)
     for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
   return sums[0];
@@ -46,37 +52,38 @@ struct Multinomial {
 template <class Loss, class T>
 struct ElementwiseLoss {
   // Scores are taken some at a time: targets are looked up, then all are evaluated in one loop.
-  static constexpr int64_t chunk = 64;
+  static constexpr int64_t chunk = 64, lanes = 32 / sizeof(T);
 
   static double batch(const T* z, int64_t n, int64_t n_outputs, const Targets<T>& targets,
                       const int64_t* rows, int64_t first, const T* weights, T parameter, T scale,
                       T* d) {
-    if (n * n_outputs == 1) {
-      const int64_t row = rows ? rows[0] : first;
-      const T y = target(targets, row, 0, 1), weight = weights ? weights[row] : T(1);
-      if (d) d[0] = scale * weight * Loss::derivative(z[0], y, parameter);
-      return double(weight) * Loss::value(z[0], y, parameter);
-    }
-    T y[chunk], weight[chunk], value[chunk];
+    T score[chunk], y[chunk], weight[chunk], value[chunk], slope[chunk];
     double total = 0;
     for (int64_t begin = 0; begin < n * n_outputs; begin += chunk) {
       const int64_t size = n * n_outputs - begin < chunk ? n * n_outputs - begin : chunk;
       look_up(targets, rows, first, weights, n_outputs, begin, size, y, weight);
-      const T* const score = z + begin;
+      std::copy_n(z + begin, size, score);
+      // Few scores fill vectors, too.
+      const int64_t filled = (size + lanes - 1) / lanes * lanes;
+      for (int64_t j = size; j < filled; ++j) score[j] = weight[j] = T(0), y[j] = T(1);
       if (d) {
-        T* const derivative = d + begin;
 #pragma GCC ivdep
-        for (int64_t j = 0; j < size; ++j) {
+        for (int64_t j = 0; j < filled; ++j) {
           value[j] = Loss::value(score[j], y[j], parameter);
-          derivative[j] = scale * weight[j] * Loss::derivative(score[j], y[j], parameter);
+          slope[j] = scale * weight[j] * Loss::derivative(score[j], y[j], parameter);
         }
+        std::copy_n(slope, size, d + begin);
       } else {
 #pragma GCC ivdep
-        for (int64_t j = 0; j < size; ++j) value[j] = Loss::value(score[j], y[j], parameter);
+        for (int64_t j = 0; j < filled; ++j) value[j] = Loss::value(score[j], y[j], parameter);
       }
       total += lane_sum<double>(size, [&](int64_t j) SKOPTIM_INLINE { return double(weight[j]) * value[j]; });
     }
     return total;
+  }
+
+  static T derivative(T z, const Targets<T>& targets, int64_t row, const T* weights, T parameter) {
+    return (weights ? weights[row] : T(1)) * Loss::derivative(z, target(targets, row, 0, 1), parameter);
   }
 
   // Targets and weights of some scores; (row, output) pairs are numbered row by row.
@@ -106,12 +113,12 @@ struct ElementwiseLoss {
   }
 };
 
-#define SKOPTIM_LOSS_ENTRY(NAME, LOSS) LossKernel<T>{NAME, ElementwiseLoss<LOSS, T>::batch},
+#define SKOPTIM_LOSS_ENTRY(NAME, LOSS) LossKernel<T>{NAME, ElementwiseLoss<LOSS, T>::batch, ElementwiseLoss<LOSS, T>::derivative},
 
 template <class T>
 struct LossList {
   static constexpr LossKernel<T> entries[] = {
-      SKOPTIM_LOSSES(SKOPTIM_LOSS_ENTRY) LossKernel<T>{"multinomial", Multinomial<T>::batch}};
+      SKOPTIM_LOSSES(SKOPTIM_LOSS_ENTRY) LossKernel<T>{"multinomial", Multinomial<T>::batch, nullptr}};
   static constexpr int size = sizeof(entries) / sizeof(entries[0]);
 };
 

@@ -181,34 +181,40 @@ struct RuleDriver {
     replay(run, unit, n, steps, from, to);
   }
 
-  // Adagrad: in closed form, and where that does not hold step by step until it does.
+  // Adagrad: in closed form. Where that does not hold, some coefficients are replayed, apart, until it does.
   static void pay_in_closed_form(const Run<T>& run, int64_t n, const Steps<T>& steps, int64_t from, int64_t to) {
     const T* const row = steps.row(from);
     const Common<T> c = load_common(row);
     if (rests<Rule>(row)) return;
+    T is_left[replayed_together], w[replayed_together], accumulator[replayed_together];
+    int64_t place[replayed_together];
+    const auto pay = [&](T* weights, const T* slot, int64_t size, int64_t t) {
+      const auto owed = AdagradDebt::of(double(to - t), steps.decay[to] - steps.decay[t],
+                                        steps.threshold[to] - steps.threshold[t]);
+      // (Number by number: a loop with a copy of the struct does not vectorise.)
+      const auto debt = [count = owed.steps, mean = owed.mean, variance = owed.variance](int64_t) {
+        return AdagradDebt{count, mean, variance};
+      };
+      return pay_adagrad<true>(weights, slot, size, c, row[n_common], debt, is_left);
+    };
     for (int64_t i = 0; i < n; i += replayed_together) {
       const Run<T> part = run.from(i);
-      int64_t left = std::min<int64_t>(replayed_together, n - i);
-      T w[replayed_together], accumulator[replayed_together];
-      int64_t place[replayed_together];
-      for (int64_t j = 0; j < left; ++j) w[j] = part.w[j], accumulator[j] = part.slots[0][j], place[j] = j;
+      const int64_t size = std::min<int64_t>(replayed_together, n - i);
+      if (!pay(part.w, part.slots[0], size, from)) continue;
+      int64_t left = 0;
+      for (int64_t j = 0; j < size; ++j)
+        if (is_left[j] != T(0)) w[left] = part.w[j], accumulator[left] = part.slots[0][j], place[left++] = j;
       for (int64_t t = from; left > 0;) {
-        const auto owed = AdagradDebt::of(double(to - t), steps.decay[to] - steps.decay[t],
-                                          steps.threshold[to] - steps.threshold[t]);
-        T is_left[replayed_together];
-        const bool any = pay_adagrad<true>(w, accumulator, left, c, row[n_common], [=](int64_t) { return owed; }, is_left);
-        int64_t rest = 0;
-        for (int64_t j = 0; j < left; ++j) {
-          if (!any || is_left[j] == 0) {
-            part.w[place[j]] = w[j];
-            continue;
-          }
-          w[rest] = w[j], accumulator[rest] = accumulator[j], place[rest] = place[j];
-          ++rest;
-        }
-        left = rest;
         for (int64_t stop = std::min<int64_t>(to, t + between_looks); t < stop; ++t)
           idle_run({w, {accumulator, nullptr, nullptr}, nullptr}, left, Scalars<Rule, T>(steps.row(t)));
+        pay(w, accumulator, left, t);
+        int64_t still_left = 0;
+        for (int64_t j = 0; j < left; ++j) {
+          part.w[place[j]] = w[j];
+          if (is_left[j] == T(0)) continue;
+          w[still_left] = w[j], accumulator[still_left] = accumulator[j], place[still_left++] = place[j];
+        }
+        left = still_left;
       }
     }
   }

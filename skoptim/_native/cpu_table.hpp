@@ -3,16 +3,19 @@
 // owed. One call trains a block of steps.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <memory>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "cpu_averages.hpp"
 #include "cpu_memory.hpp"
 #include "cpu_network.hpp"
 #include "cpu_rules.hpp"
+#include "cpu_runs.hpp"
 
 SKOPTIM_BEGIN
 
@@ -27,6 +30,9 @@ enum class Owing {
 constexpr bool stores_weights(Owing owing) { return owing != Owing::derived; }
 constexpr bool has_marks(Owing owing) { return owing >= Owing::thresholded; }
 constexpr bool scales(Owing owing) { return owing == Owing::scaled || owing == Owing::thresholded; }
+
+// From so many outputs on the state of a column fills vectors where it lies.
+constexpr int64_t many_outputs = 8;
 
 // The cheapest way in which a step can be owed.
 template <class Rule, class T>
@@ -48,6 +54,21 @@ Owing cheapest_owing(const Scalars<Rule, T>& row, bool averaging) {
 template <class Rule, class T>
 bool averages_in_table(const T* row) {
   return AveragedPaths<Rule, T>::holds && cheapest_owing(Scalars<Rule, T>(row), true) != Owing::recorded;
+}
+
+// What taking a column out, paying it and putting it back costs, in coefficients of a step that visits all: as measured
+// on rows of one to forty in a hundred columns.
+template <class Rule, class T>
+double cost_in_table(const T* row, bool closed_idle, int64_t width) {
+  const Common<T> c = load_common(row);
+  const bool averaging = c.average != T(0), is_wide = width >= many_outputs;
+  if (cheapest_owing(Scalars<Rule, T>(row), averaging) != Owing::recorded) return averaging ? 8.0 : 2.0;
+  if (!averaging) {
+    if (std::is_same_v<Rule, Adagrad> && closed_idle) return c.l2 > T(0) ? 6.0 : 2.0;
+    if (fades<Rule>(row)) return !is_wide ? 32.0 : c.l1 > T(0) ? 12.0 : 8.0;
+  }
+  const double replayed = steps_to_replay<Rule>(row, closed_idle);
+  return (is_wide ? 4.0 : 8.0) * (1.0 + replayed);
 }
 
 // The scalars of the steps since all debts were paid, for tables that keep account by step numbers.
@@ -127,17 +148,18 @@ class ScalarReader {
 template <class T>
 struct Columns {
   std::vector<int64_t> number;                          // which columns
-  std::vector<T> w, slots[max_slots], unit, gradients;  // (columns, width)
+  std::vector<T> w, slots[max_slots], unit, gradients;  // (columns, width), as all that follows
   std::vector<double> mark, average;
 
   void reserve(int64_t n, int64_t width, int n_slots, bool averaging) {
     if (int64_t(number.size()) >= n) return;
-    mark.resize(n);
+    mark.resize(n * width);
     for (auto* values : {&w, &unit, &gradients}) values->resize(n * width);
     for (int j = 0; j < n_slots; ++j) slots[j].resize(n * width);
     if (averaging) average.resize(n * width);
     number.resize(n);  // The last: its size tells that all have theirs.
   }
+  std::array<T*, 1 + max_slots> runs() { return {w.data(), slots[0].data(), slots[1].data(), slots[2].data()}; }
   Run<T> run(bool has_units) {
     return {w.data(), {slots[0].data(), slots[1].data(), slots[2].data()}, has_units ? unit.data() : nullptr};
   }
@@ -155,8 +177,6 @@ class RuleTable final : public LinearTable<T> {
   static constexpr double smallest_decay = sizeof(T) == 4 ? 1e-20 : 1e-150;
   // A table beyond this is not found in the second level of a usual cache.
   static constexpr int64_t cache_bytes = 1 << 20;
-  // From so many outputs on the state of a column fills vectors where it lies.
-  static constexpr int64_t wide = 8;
   // Columns that are taken out together when all are visited.
   static constexpr int64_t chunk = 512;
   // Numbers of a record; behind the last record there is room for so many.
@@ -415,7 +435,15 @@ class RuleTable final : public LinearTable<T> {
     int64_t now = 0;
   };
 
+  // Rows whose losses are still to be computed.
+  struct Scored {
+    static constexpr int64_t together = 64;
+    T scores[together];
+    int64_t rows[together], n = 0;
+  };
+
   T* at(int64_t column) { return records_.data() + column * layout_.size; }
+  const T* at(int64_t column) const { return records_.data() + column * layout_.size; }
   bool is_worker() const { return shared_ != &rest_; }
   bool stores_weight() const { return stores_weights(layout_.owing); }
 
@@ -497,28 +525,18 @@ class RuleTable final : public LinearTable<T> {
   template <bool single, Owing owing>
   void take(int64_t n) {
     constexpr bool stored = stores_weights(owing);
-    const int64_t width = single ? 1 : width_, size = layout_.size;
+    const int64_t width = single ? 1 : width_;
     const int64_t* const number = taken_.number.data();
-    T* const w = taken_.w.data();
-    T* const slots[max_slots] = {taken_.slots[0].data(), taken_.slots[1].data(), taken_.slots[2].data()};
-    const T* const records = records_.data();
-    for (int64_t e = 0; e < n; ++e) {
-      const T* const record = records + number[e] * size;
-      if (stored) copy(record, w + e * width, width);
-      for (int j = 0; j < n_slots; ++j) copy(record + (stored + j) * width, slots[j] + e * width, width);
-    }
+    copy_out<stored + n_slots>(records_.data(), layout_.size, number, n, width, taken_.runs().data() + !stored);
     if (has_marks(owing))
-      for (int64_t e = 0; e < n; ++e)
-        std::memcpy(&taken_.mark[e], records + number[e] * size + layout_.mark, sizeof(double));
+      spread(n, width, taken_.mark.data(), [=](int64_t e) { return mark_of(at(number[e])); });
     if (has_units_)
-      for (int64_t i = 0; i < n * width; ++i)
-        taken_.unit[i] = effective(records[number[i / width] * size + layout_.unit]);
+      spread(n, width, taken_.unit.data(), [=](int64_t e) { return effective(at(number[e])[layout_.unit]); });
     if (averaging_)
       for (int64_t e = 0; e < n; ++e)
-        std::memcpy(&taken_.average[e * width], records + number[e] * size + layout_.average,
-                    width * sizeof(double));
+        std::memcpy(&taken_.average[e * width], at(number[e]) + layout_.average, width * sizeof(double));
     if constexpr (has_paths(owing))
-      add_paths<owing>(1.0, n, [mark = taken_.mark.data(), width](int64_t i) { return mark[i / width]; });
+      add_paths<owing>(1.0, n, [mark = taken_.mark.data()](int64_t i) { return mark[i]; });
     pay_taken<single, owing>(n);
   }
 
@@ -529,30 +547,16 @@ class RuleTable final : public LinearTable<T> {
   template <bool single, Owing owing>
   void put(int64_t n, double mark) {
     constexpr bool stored = stores_weights(owing);
-    const int64_t width = single ? 1 : width_, size = layout_.size, mark_at = layout_.mark;
+    const int64_t width = single ? 1 : width_;
     const int64_t* const number = taken_.number.data();
-    const T* const w = taken_.w.data();
-    const T* const slots[max_slots] = {taken_.slots[0].data(), taken_.slots[1].data(), taken_.slots[2].data()};
-    T* const records = records_.data();
-    for (int64_t e = 0; e < n; ++e) {
-      T* const record = records + number[e] * size;
-      if (stored) copy(w + e * width, record, width);
-      for (int j = 0; j < n_slots; ++j) copy(slots[j] + e * width, record + (stored + j) * width, width);
-      if (has_marks(owing)) {
-        // Another worker may have paid more.
-        const double paid = is_worker() ? larger(taken_.mark[e], mark) : mark;
-        std::memcpy(record + mark_at, &paid, sizeof(double));
-      }
-    }
+    copy_back<stored + n_slots>(taken_.runs().data() + !stored, n, width, records_.data(), layout_.size, number);
+    if (has_marks(owing))
+      // Another worker may have paid more.
+      for (int64_t e = 0; e < n; ++e)
+        set_mark(at(number[e]), is_worker() ? larger(taken_.mark[e * width], mark) : mark);
     if (averaging_)
       for (int64_t e = 0; e < n; ++e)
-        std::memcpy(records + number[e] * size + layout_.average, &taken_.average[e * width],
-                    width * sizeof(double));
-  }
-
-  [[gnu::always_inline]] static void copy(const T* from, T* to, int64_t n) {
-#pragma GCC ivdep
-    for (int64_t k = 0; k < n; ++k) to[k] = from[k];
+        std::memcpy(at(number[e]) + layout_.average, &taken_.average[e * width], width * sizeof(double));
   }
 
   // Calls visit with whether there is one output, and with the way of owing, known when compiling.
@@ -579,26 +583,26 @@ class RuleTable final : public LinearTable<T> {
     const Run<T> run = taken_.run(has_units_);
     if (owing == Owing::derived) return Driver::derive_run(run, n * width_, *in_force_);
     if (owing == Owing::scaled) return;
-    if (owing == Owing::thresholded) return threshold<single>(n);
+    if (owing == Owing::thresholded) return threshold(n * width_);
     if (now_ == 0) return;
     const Steps<T> steps = steps_->steps();
-    if constexpr (single && std::is_same_v<Rule, Adagrad>)
-      if (steps.closed_idle && !averaging_) return pay_adagrad_taken(n, steps);
-    if constexpr (single && is_uniform_idle<Rule>)
-      if (!averaging_ && pays_uniformly<Rule>(steps))
-        return pay_uniform_taken(n, steps);
-    if constexpr (single && Fading<Rule>::holds)
-      if (!averaging_ && steps.fading.holds)
-        return FadingDebts<Rule, T>::pay_columns(run, n, steps, taken_.mark.data(), now_);
-    for (int64_t e = 0; e < n; ++e) {
-      const int64_t from = int64_t(taken_.mark[e]), i = e * width_;
+    if constexpr (std::is_same_v<Rule, Adagrad>)
+      if (steps.closed_idle && !averaging_) return pay_adagrad_taken(n * width_, steps);
+    // With many coefficients in a column, its debt is the same for them all, and they fill vectors.
+    if constexpr (is_uniform_idle<Rule>)
+      if (width_ < many_outputs && !averaging_ && pays_uniformly<Rule>(steps)) return pay_uniform_taken(n * width_, steps);
+    if constexpr (Fading<Rule>::holds)
+      if (width_ < many_outputs && !averaging_ && steps.fading.holds)
+        return FadingDebts<Rule, T>::pay_columns(run, n * width_, steps, taken_.mark.data(), now_);
+    for (int64_t i = 0; i < n * width_; i += width_) {
+      const int64_t from = int64_t(taken_.mark[i]);
       if (from < now_)
         Driver::pay_run(run.from(i), has_units_ ? taken_.unit[i] : T(1),
                         averaging_ ? &taken_.average[i] : nullptr, width_, steps, from, now_);
     }
   }
 
-  // Columns of one coefficient are paid together, each its own debt.
+  // Coefficients are paid together, each its own debt.
   void pay_adagrad_taken(int64_t n, const Steps<T>& steps) {
     const T* const row = steps.row(now_ - 1);
     if (rests<Rule>(row)) return;
@@ -646,19 +650,12 @@ class RuleTable final : public LinearTable<T> {
     if (pay_uniform<Rule>(taken_.run(has_units_), n, row, debt, left_for(n))) pay_left(n, steps);
   }
 
-  template <bool single>
   void threshold(int64_t n) {
     const double threshold = rest_.threshold;
     const double* const mark = taken_.mark.data();
     T* const w = taken_.w.data();
-    if (single) {
 #pragma GCC ivdep
-      for (int64_t e = 0; e < n; ++e) w[e] = soft_threshold(w[e], owed_amount(threshold, mark[e]));
-    } else {
-      for (int64_t e = 0; e < n; ++e)
-        for (int64_t i = e * width_; i < (e + 1) * width_; ++i)
-          w[i] = soft_threshold(w[i], owed_amount(threshold, mark[e]));
-    }
+    for (int64_t i = 0; i < n; ++i) w[i] = soft_threshold(w[i], owed_amount(threshold, mark[i]));
   }
   // Nothing where another worker has taken more.
   static T owed_amount(double threshold, double mark) { return T(larger(threshold - mark, 0.0)); }
@@ -695,12 +692,14 @@ class RuleTable final : public LinearTable<T> {
   double train_steps(const Task<T>& task) {
     double loss = 0;
     ScalarReader<Rule, T> rows(task.scalars);
+    int64_t own = first_step_;
     for (int64_t step = 0; step < task.scalars.n_steps; ++step) {
       const Row& row = rows(step);
-      if (step % stride_ != first_step_) {
+      if (step != own) {
         count_step<owing>(row, 0);  // Another worker takes it.
         continue;
       }
+      own += stride_;
       if (rest_.decay < smallest_decay && !is_worker()) settle();
       if constexpr (has_paths(owing))
         if (averaging_ && !paths_.suits(row, rest_.decay, largest_unit_)) settle();
@@ -711,7 +710,7 @@ class RuleTable final : public LinearTable<T> {
         if (averaging_) paths_.count(row, rest_.decay, rest_.threshold);
     }
     keep_row(*in_force_);
-    return loss;
+    return loss + loss_of_scored(task);
   }
 
   // A batch of one row: its columns are all different, and its values are their inputs.
@@ -722,26 +721,24 @@ class RuleTable final : public LinearTable<T> {
     const T* x;
     const int64_t n = read_row(task.x, task.order[place], taken_.number.data(), &x);
     keep_columns(taken_.number.data(), n);
-    if (!single && width_ >= wide && !averaging_ && !(now.common.group_l1 > T(0)))
+    if (!single && width_ >= many_outputs && !averaging_ && !(now.common.group_l1 > T(0)))
       return train_wide_row<owing>(task, place, x, n, now);
     take<single, owing>(n);
     const T* const w = taken_.w.data();
     if (single) {
       scores_[0] = lane_dot<T>(x, w, n);
     } else {
-      std::fill_n(scores_.data(), width_, T(0));
-      for (int64_t e = 0; e < n; ++e) add_scaled(scores_.data(), w + e * width_, x[e], width_);
+      weighted_sum(x, w, n, width_, scores_.data());
     }
     count_step<owing>(now, 1);
-    const double loss = loss_of(task, place, 1);
+    const double loss = single ? derivative_of(task, place) : loss_of(task, place, 1);
     if (any_derivative(1)) {
       if (single) {
         const T d = derivatives_[0];
         update_taken<owing>(x, d * clipping(task, x, n, d), n, now);
       } else {
         T* const g = taken_.gradients.data();
-        for (int64_t e = 0; e < n; ++e)
-          for (int64_t k = 0; k < width_; ++k) g[e * width_ + k] = x[e] * derivatives_[k];
+        outer_product(x, derivatives_.data(), n, width_, g);
         update_taken<owing>(g, clipping(task, g, n * width_, T(1)), n, now);
       }
       put<single, owing>(n, mark<owing>());
@@ -837,7 +834,7 @@ class RuleTable final : public LinearTable<T> {
     if constexpr (owing == Owing::derived) {
       Driver::derive_run(run_of(record, w), width_, in_force);
     } else if constexpr (scales(owing)) {
-      copy(record, w, width_);
+      copy_run(record, w, width_);
       if (owing == Owing::thresholded) {
         const T amount = owed_amount(rest_.threshold, mark_of(record));
 #pragma GCC ivdep
@@ -849,7 +846,7 @@ class RuleTable final : public LinearTable<T> {
         Driver::pay_run(run_of(record, record), has_units_ ? effective(record[layout_.unit]) : T(1), nullptr,
                         width_, steps_->steps(), from, now_);
       if (from < now_ || !is_worker()) set_mark(record, double(now_));
-      copy(record, w, width_);
+      copy_run(record, w, width_);
     }
   }
 
@@ -863,7 +860,7 @@ class RuleTable final : public LinearTable<T> {
     }
     if constexpr (scales(owing)) {
       Driver::update_run(run_of(record, w), d, factor * scaled_gradient_, width_, scaled_);
-      copy(w, record, width_);
+      copy_run(w, record, width_);
     } else {
       Driver::update_run(run_of(record, record), d, factor, width_, step);
     }
@@ -881,10 +878,12 @@ class RuleTable final : public LinearTable<T> {
   [[gnu::always_inline]] inline void prefetch_records(const Task<T>& task, int64_t place) {
     if (place + 2 >= task.n_samples) return;
     const int64_t size = layout_.size;
+    const bool straddles = (size & (size - 1)) != 0;  // the lines of the cache
     const T* const records = records_.data();
     visit_entries(task.x, task.order + place + 2, 0, 1, [=](int64_t, int64_t column, T) {
-      for (int64_t i = 0; i < size; i += 64 / int64_t(sizeof(T)))
-        __builtin_prefetch(records + column * size + i, 1, 2);
+      const T* const record = records + column * size;
+      for (int64_t i = 0; i < size; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(record + i, 1, 2);
+      if (straddles) __builtin_prefetch(record + size - 1, 1, 2);
     });
   }
 
@@ -935,8 +934,28 @@ class RuleTable final : public LinearTable<T> {
     const double loss =
         task.loss->batch(scores_.data(), n, width_, task.targets, task.order + begin, 0, task.weights,
                          task.loss_parameter, T(1) / T(n), derivatives_.data());
-    column_sums(derivatives_.data(), n, width_, false, bias_gradient_.data());
+    if (n == 1)
+      std::copy_n(derivatives_.data(), width_, bias_gradient_.data());
+    else
+      column_sums(derivatives_.data(), n, width_, false, bias_gradient_.data());
     return loss;
+  }
+
+  // The same for one row and one output. What its loss is, nothing waits for: that of some rows together is returned
+  // with the last of them.
+  double derivative_of(const Task<T>& task, int64_t place) {
+    const T score = scores_[0] + shared_->intercept[0];
+    const int64_t row = task.order[place];
+    derivatives_[0] = bias_gradient_[0] =
+        task.loss->derivative(score, task.targets, row, task.weights, task.loss_parameter);
+    scored_.scores[scored_.n] = score;
+    scored_.rows[scored_.n] = row;
+    return ++scored_.n == Scored::together ? loss_of_scored(task) : 0.0;
+  }
+  double loss_of_scored(const Task<T>& task) {
+    const int64_t n = std::exchange(scored_.n, 0);
+    return task.loss->batch(scored_.scores, n, 1, task.targets, scored_.rows, 0, task.weights, task.loss_parameter,
+                            T(1), nullptr);
   }
 
   // Without a gradient the step of the columns is an idle one: it is owed like any other.
@@ -1093,6 +1112,7 @@ class RuleTable final : public LinearTable<T> {
   std::vector<int32_t> places_, position_;
   std::vector<T> left_;
   std::vector<T> scores_, derivatives_, bias_gradient_;
+  Scored scored_;
   Kept kept_;
   Rest* const shared_ = &rest_;                  // whose intercepts are trained
   const Record<Rule, T>* const steps_ = &record_;  // what is owed

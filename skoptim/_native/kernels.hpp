@@ -146,6 +146,8 @@ struct RuleKernels {
   FadingConstants (*fill_series)(const T* rows, int64_t begin, int64_t end, int64_t width, FadingStep* out);
   // What paying the debt of a column costs, in replayed steps of one coefficient.
   double (*debt_in_steps)(const T* row, bool closed_idle);
+  // And what a touched column costs in a table, in coefficients of a step that visits all.
+  double (*cost_in_table)(const T* row, bool closed_idle, int64_t width);
   bool (*rests)(const T* row);
   // Whether a table keeps averages of such steps at no cost for columns that are not touched.
   bool (*averages_in_table)(const T* row);
@@ -160,6 +162,8 @@ struct LossKernel {
   // Sample i of the batch is row rows[i] of the targets and weights (first + i when rows is null).
   double (*batch)(const T* z, int64_t n, int64_t n_outputs, const Targets<T>&, const int64_t* rows,
                   int64_t first, const T* weights, T parameter, T scale, T* d);
+  // The weighted derivative alone, of one score; null for losses of several outputs.
+  T (*derivative)(T z, const Targets<T>&, int64_t row, const T* weights, T parameter);
 };
 
 template <class T>
