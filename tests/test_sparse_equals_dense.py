@@ -857,7 +857,7 @@ def test_debts_are_made_only_where_they_are_cheaper():
         # A closed form: cheap at a hundred touched columns of 100,000, dear at half of them.
         assert owing_pays(optimizer, l2, 100), optimizer
         assert not owing_pays(optimizer, l2, 50_000), optimizer
-    # Where nothing is owed in a table, a touched column costs about as much as two in a step of all.
+    # Where nothing is owed in a table, a touched column costs as much as two in a step of all.
     for optimizer in (SGD(0.1), FTRL(0.1), NormalizedFTRL()):
         for width in (1, 3, 20):
             assert owing_pays(optimizer, l2, 40_000, width=width), optimizer
