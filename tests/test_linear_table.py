@@ -83,6 +83,43 @@ def sparse_problem(n_classes=2):
     return X, y
 
 
+@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("average", [False, True], ids=["", "averaged"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD(0.1), SGD(0.05, momentum=0.8), NormalizedFTRL(), FTRL(0.5), Adagrad(0.1), Adam(0.01)],
+    ids=["sgd", "momentum", "normalized_ftrl", "ftrl", "adagrad", "adam"],
+)
+def test_every_number_of_outputs_is_trained_like_dense_data(
+    optimizer, average, batch_size, monkeypatch
+):
+    """Runs of three to seven are unrolled, each by code of its own; longer ones fill vectors."""
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    X, _ = sparse_problem()
+    X /= np.abs(X).max()  # Weights stay of a size at which steps do not magnify roundings.
+    rng = np.random.default_rng(0)
+    scores = X @ rng.standard_normal((12, 10)) + rng.standard_normal((400, 10))
+    for n_outputs in (1, *range(3, 11)):  # Two classes take one output.
+        for penalty, dtype, tolerance in (
+            ("l1", np.float64, 1e-9),
+            ("l2", np.float64, 1e-9),
+            ("elasticnet", np.float32, 1e-4),
+        ):
+            options = {"penalty": penalty, "average": average, "batch_size": batch_size}
+            model = SGDClassifier("log_loss", optimizer=optimizer, **options, alpha=1e-3)
+            model.set_params(max_iter=2, tol=None, random_state=0)
+            y = scores[:, 0] > 0 if n_outputs == 1 else scores[:, :n_outputs].argmax(axis=1)
+            dense = clone(model).fit(X.astype(dtype), y)
+            sparse = clone(model).fit(sp.csr_matrix(X.astype(dtype)), y)
+            assert dense.coef_.shape == (n_outputs, 12)
+            largest = np.abs(dense.coef_).max()
+            for name in ("coef_", "intercept_"):
+                expected = getattr(dense, name)
+                np.testing.assert_allclose(
+                    getattr(sparse, name), expected, rtol=0, atol=tolerance * largest
+                )
+
+
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
 def test_normalized_ftrl_is_ftrl_in_units_of_the_data(sparse):
     X, y = sparse_problem()

@@ -880,6 +880,15 @@ def test_debts_are_made_only_where_they_are_cheaper():
     # Under an elastic net every step would have to be replayed.
     assert not owing_pays(Adam(0.01), PenaltyTerms(l1=1e-4, l2=1e-4), 100)
     # But it is vectorised where a column has many coefficients.
+    elastic_net = PenaltyTerms(l1=1e-4, l2=1e-4)
+    for optimizer, terms in (
+        (Lion(0.01), PenaltyTerms()),
+        (Adadelta(), l2),
+        (Adam(0.01), elastic_net),
+        (SGD(0.01), PenaltyTerms(group_l1=1e-4)),
+    ):
+        assert owing_pays(optimizer, terms, 10_000, width=20), optimizer
+        assert not owing_pays(optimizer, terms, 50_000, width=20), optimizer
     assert owing_pays(Adam(0.01), l2, 10_000, width=100)
     assert not owing_pays(Adam(0.01), l2, 50_000, width=100)
 

@@ -927,8 +927,8 @@ void bind(nb::module_& m, const char* suffix) {
 }
 
 // Whether owing idle steps to the columns that a batch does not touch costs less than stepping them
-// all. `rows` are the scalars of some steps. In a network a replayed step costs about eight times a vectorised one; of
-// a column of many coefficients it is vectorised itself, and spares the way to memory.
+// all. `rows` are the scalars of some steps. A table knows what it costs. In the first layer of a network a replayed step
+// costs about eight times a vectorised one; for many units it is vectorised itself, and spares the way to memory.
 bool owing_pays(const std::string& name, Input2d<double> rows, double touched_columns, int64_t n_columns,
                 int64_t of_a_column, bool in_table) {
   const RuleKernels<double>& rule = find_rule<double>(name);
@@ -940,16 +940,14 @@ bool owing_pays(const std::string& name, Input2d<double> rows, double touched_co
   const bool steps_averages = averaging && !(in_table && rule.averages_in_table(row.data()));
   const bool closed = rule.running_sums(rows.data(), 0, n_steps, width, steps_averages, sums[0].data(),
                                         sums[1].data(), sums[2].data(), sums[3].data(), sums[4].data());
-  // Replaying all steps of a column is dear, but no more than there are steps between two visits.
-  const double between_visits = double(n_columns) / std::max(touched_columns, 1.0);
   double cost;
   if (in_table)
-    cost = std::min(rule.cost_in_table(row.data(), closed, of_a_column), 8.0 * (1.0 + between_visits));
-  else if (of_a_column >= 8 && !averaging)
+    cost = rule.cost_in_table(row.data(), closed, of_a_column);
+  else if (of_a_column >= fills_vectors && !averaging)
     cost = 4.0;
   else
-    cost = 8.0 * (1.0 + std::min(rule.debt_in_steps(row.data(), closed), between_visits));
-  return cost * touched_columns < double(n_columns);
+    cost = 8.0 * (1.0 + rule.debt_in_steps(row.data(), closed));
+  return cost * std::max(touched_columns, 1.0) < double(n_columns);
 }
 
 bool rests(const std::string& name, Input2d<double> rows) {

@@ -11,8 +11,8 @@
 
 SKOPTIM_BEGIN
 
-// term(0) + ... + term(n - 1) in eight or sixteen lanes: the order does not depend on the instruction set. The last terms
-// come to their lanes by fours, since lanes that are written one by one would have to go through memory.
+// term(0) + ... + term(n - 1) in eight or sixteen lanes: the order does not depend on the instruction set. The last
+// terms come to their lanes by fours, since lanes that are written one by one would have to go through memory.
 template <class Sum, class Term>
 SKOPTIM_HD Sum lane_sum(int64_t n, const Term& term) {
   constexpr int lanes = 64 / sizeof(Sum);
@@ -52,7 +52,7 @@ struct Multinomial {
 template <class Loss, class T>
 struct ElementwiseLoss {
   // Scores are taken some at a time: targets are looked up, then all are evaluated in one loop.
-  static constexpr int64_t chunk = 64, lanes = 32 / sizeof(T);
+  static constexpr int64_t chunk = 64, of_a_vector = 32 / sizeof(T);
 
   static double batch(const T* z, int64_t n, int64_t n_outputs, const Targets<T>& targets,
                       const int64_t* rows, int64_t first, const T* weights, T parameter, T scale,
@@ -64,7 +64,7 @@ struct ElementwiseLoss {
       look_up(targets, rows, first, weights, n_outputs, begin, size, y, weight);
       std::copy_n(z + begin, size, score);
       // Few scores fill vectors, too.
-      const int64_t filled = (size + lanes - 1) / lanes * lanes;
+      const int64_t filled = (size + of_a_vector - 1) / of_a_vector * of_a_vector;
       for (int64_t j = size; j < filled; ++j) score[j] = weight[j] = T(0), y[j] = T(1);
       if (d) {
 #pragma GCC ivdep
@@ -113,7 +113,8 @@ struct ElementwiseLoss {
   }
 };
 
-#define SKOPTIM_LOSS_ENTRY(NAME, LOSS) LossKernel<T>{NAME, ElementwiseLoss<LOSS, T>::batch, ElementwiseLoss<LOSS, T>::derivative},
+#define SKOPTIM_LOSS_ENTRY(NAME, LOSS) \
+  LossKernel<T>{NAME, ElementwiseLoss<LOSS, T>::batch, ElementwiseLoss<LOSS, T>::derivative},
 
 template <class T>
 struct LossList {

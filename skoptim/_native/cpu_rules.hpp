@@ -20,8 +20,8 @@ Steps<T> steps_of(const Block<T>& b) {
 template <class Rule, class T>
 struct RuleDriver {
   static constexpr int n_slots = Rule::n_slots;
-  // Runs of so many coefficients fill vectors; some are replayed together, in the nearest cache.
-  static constexpr int64_t worth_vectors = 8, replayed_together = 64;
+  // Coefficients that are replayed together, in the nearest cache.
+  static constexpr int64_t replayed_together = 64;
   static constexpr int64_t between_looks = 8;  // at whether there is anything left to replay
 
   // What a loop over coefficients changes, and whose units it uses.
@@ -173,7 +173,7 @@ struct RuleDriver {
 
   static void pay_run_stepwise(const Run<T>& run, T unit, double* average, int64_t n, const Steps<T>& steps,
                                int64_t from, int64_t to) {
-    if (n < worth_vectors || steps.averaging) return pay_each<Rule>(run, unit, average, n, steps, from, to);
+    if (n < fills_vectors || steps.averaging) return pay_each<Rule>(run, unit, average, n, steps, from, to);
     if constexpr (std::is_same_v<Rule, Adagrad>)
       if (steps.closed_idle) return pay_in_closed_form(run, n, steps, from, to);
     if constexpr (is_uniform_idle<Rule>)

@@ -7,12 +7,11 @@
 
 SKOPTIM_BEGIN
 
-// Calls visit with the width, known when compiling if it is small.
+// Calls visit with the width, known when compiling if it is small. (Two classes take one output: there are no two.)
 template <class Visit>
 [[gnu::always_inline]] inline void with_width(int64_t width, Visit visit) {
   switch (width) {
     case 1: return visit(std::integral_constant<int64_t, 1>{});
-    case 2: return visit(std::integral_constant<int64_t, 2>{});
     case 3: return visit(std::integral_constant<int64_t, 3>{});
     case 4: return visit(std::integral_constant<int64_t, 4>{});
     case 5: return visit(std::integral_constant<int64_t, 5>{});
@@ -27,8 +26,8 @@ SKOPTIM_HD void copy_run(const T* __restrict from, T* __restrict to, Width width
   for (int64_t k = 0; k < width; ++k) to[k] = from[k];
 }
 
-// Copies the records of n columns, `size` numbers apart, each beginning with some runs: the j-th of all side by side to
-// runs[j],
+// Copies the runs that the records of n columns begin with, records being of `size` numbers: runs[j] (n, width) becomes
+// the j-th of each.
 template <int n_runs, class T>
 void copy_out(const T* records, int64_t size, const int64_t* number, int64_t n, int64_t width, T* const* runs) {
   with_width(width, [=](auto w) {
@@ -39,7 +38,7 @@ void copy_out(const T* records, int64_t size, const int64_t* number, int64_t n, 
   });
 }
 
-// and back.
+// The other way.
 template <int n_runs, class T>
 void copy_back(T* const* runs, int64_t n, int64_t width, T* records, int64_t size, const int64_t* number) {
   with_width(width, [=](auto w) {

@@ -9,6 +9,8 @@ namespace skoptim {
 constexpr int max_slots = 3;
 // Which of the prepared scalars is the weight of a step in the averaged model.
 constexpr int average_scalar = 8;
+// Runs of so many coefficients fill vectors where they lie.
+constexpr int64_t fills_vectors = 8;
 
 template <class T>
 struct Parameters {
