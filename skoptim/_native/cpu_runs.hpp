@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "platform.hpp"
+#include "cpu_vectors.hpp"
 
 SKOPTIM_BEGIN
 
@@ -26,12 +26,31 @@ SKOPTIM_HD void copy_run(const T* __restrict from, T* __restrict to, Width width
   for (int64_t k = 0; k < width; ++k) to[k] = from[k];
 }
 
+// Calls visit(j, how many) for runs j, j + 1 of n, two at a time, and for one that is left over.
+template <int n, int j = 0, class Visit>
+SKOPTIM_HD void each_run(Visit visit) {
+  if constexpr (j < n) {
+    constexpr int how_many = transposes && j + 1 < n ? 2 : 1;
+    visit(std::integral_constant<int, j>{}, std::integral_constant<int, how_many>{});
+    each_run<n, j + how_many>(visit);
+  }
+}
+
 // Copies the runs that the records of n columns begin with, records being of `size` numbers: runs[j] (n, width) becomes
 // the j-th of each.
 template <int n_runs, class T>
 void copy_out(const T* records, int64_t size, const int64_t* number, int64_t n, int64_t width, T* const* runs) {
+  const int64_t filled = width == 1 ? n / lanes<T> * lanes<T> : 0;
+  for (int64_t e = 0; e < filled; e += lanes<T>)
+    each_run<n_runs>([=](auto j, auto how_many) SKOPTIM_INLINE {
+      const auto at = [=](int i) SKOPTIM_INLINE { return records + number[e + i] * size + j; };
+      if constexpr (how_many == 2)
+        load_two<T>(at, runs[j] + e, runs[j + 1] + e);
+      else
+        store(vector_of<T>([=](int i) SKOPTIM_INLINE { return *at(i); }), runs[j] + e);
+    });
   with_width(width, [=](auto w) {
-    for (int64_t e = 0; e < n; ++e) {
+    for (int64_t e = filled; e < n; ++e) {
       const T* const record = records + number[e] * size;
       for (int j = 0; j < n_runs; ++j) copy_run(record + j * w, runs[j] + e * w, w);
     }
@@ -41,8 +60,17 @@ void copy_out(const T* records, int64_t size, const int64_t* number, int64_t n, 
 // The other way.
 template <int n_runs, class T>
 void copy_back(T* const* runs, int64_t n, int64_t width, T* records, int64_t size, const int64_t* number) {
+  const int64_t filled = width == 1 ? n / lanes<T> * lanes<T> : 0;
+  for (int64_t e = 0; e < filled; e += lanes<T>)
+    each_run<n_runs>([=](auto j, auto how_many) SKOPTIM_INLINE {
+      const auto at = [=](int i) SKOPTIM_INLINE { return records + number[e + i] * size + j; };
+      if constexpr (how_many == 2)
+        store_two<T>(runs[j] + e, runs[j + 1] + e, at);
+      else
+        for (int i = 0; i < lanes<T>; ++i) *at(i) = runs[j][e + i];
+    });
   with_width(width, [=](auto w) {
-    for (int64_t e = 0; e < n; ++e) {
+    for (int64_t e = filled; e < n; ++e) {
       T* const record = records + number[e] * size;
       for (int j = 0; j < n_runs; ++j) copy_run(runs[j] + e * w, record + j * w, w);
     }
@@ -52,8 +80,11 @@ void copy_back(T* const* runs, int64_t n, int64_t width, T* records, int64_t siz
 // out (n, width) = what `of_column` returns for each of n columns.
 template <class T, class Value>
 [[gnu::always_inline]] inline void spread(int64_t n, int64_t width, T* out, Value of_column) {
+  const int64_t filled = width == 1 ? n / lanes<T> * lanes<T> : 0;
+  for (int64_t e = 0; e < filled; e += lanes<T>)
+    store(vector_of<T>([=](int i) SKOPTIM_INLINE { return of_column(e + i); }), out + e);
   with_width(width, [=](auto w) {
-    for (int64_t e = 0; e < n; ++e) {
+    for (int64_t e = filled; e < n; ++e) {
       const T value = of_column(e);
       for (int64_t k = 0; k < w; ++k) out[e * w + k] = value;
     }
