@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 
+#include "cpu_vectors.hpp"
 #include "kernels.hpp"
 #include "owed.hpp"
 
@@ -114,8 +115,8 @@ class FadingSeries {
   static constexpr int n_terms = FadingStep::n_terms;
 
  public:
-  typedef T Lanes __attribute__((vector_size(32)));
-  static constexpr int n_lanes = 32 / sizeof(T);
+  using Lanes = Vector<T>;
+  static constexpr int n_lanes = lanes<T>;
   // The largest ratio of successive terms, of the moments' sum and of E: the terms left out are below 7e-12 (float:
   // 1e-8) of the first, and below 2e-9 (3e-6).
   static constexpr double most_moment = sizeof(T) == 8 ? 0.04 : 0.1, most_pull = sizeof(T) == 8 ? 0.08 : 0.2;
@@ -147,7 +148,7 @@ class FadingSeries {
     if constexpr (!F::holds) {
       return {};
     } else {
-      if (begin == 0) out[0] = FadingStep{{}, {}, 0.0, 1.0, 1.0 / double(F::correction(rows + n_common)), 0.0, 0.0, 0};
+      if (begin == 0) out[0] = FadingStep{{}, {}, 0.0, 1.0, 1.0 / double(F::correction(rows + n_common)), 0.0, 0.0, 0.0};
       for (int64_t t = begin; t < end; ++t) add_step(rows, t, width, out);
       FadingConstants constants = constants_of(rows + begin * width);
       for (int64_t t = begin; t < end; ++t) constants.holds = constants.holds && fades<Rule>(rows + t * width);
@@ -168,58 +169,37 @@ class FadingSeries {
     // debt, and E without epsilon.
     C moment[n_terms], rest[n_terms], pull[n_terms];
     C decay;                  // of E, that of 1
+    C start;                  // what the root of the slot is multiplied by, to give r
     C scale, ratio, fade;     // by what r and m fall
     C limit;                  // the metric times the strength of the penalty
     C held;                   // the largest moment that L1 does not let off zero
     C most_before, most_after;  // the largest z for which this holds: of a moment before it, of any after
   };
 
-  // The i-th of the numbers of a debt.
-  template <class C>
-  [[gnu::always_inline]] static void set(C& to, int i, double value) {
-    if constexpr (std::is_same_v<C, T>)
-      to = T(value);
-    else
-      to[i] = T(value);
+  static void fill(Debt<T>& debt, const Steps<T>& steps, int64_t from, int64_t to, double fade) {
+    fill(debt, 0, steps, steps.series[from], to, double(to - from), fade, steps.highest_rate[from],
+         last_of(steps, from, to).start);
   }
 
-  template <class C>
-  [[gnu::always_inline]] static void fill(Debt<C>& debt, int i, const Steps<T>& steps, int64_t from, int64_t to,
-                                          double fade) {
-    const FadingConstants& constants = steps.fading;
-    const FadingStep &before = steps.series[from], &after = steps.series[to];
-    const bool lasso = constants.l1 > 0;
-    const double pull = lasso ? 0.0 : steps.highest_rate[from] * before.limit;
-    const double scale = constants.least + pull, inverse = 1.0 / scale, ratio = after.q / before.q;
-    const bool goes_on = to - from < constants.horizon;
-    double by = 1.0, by_q = 1.0;
-    const double rest = goes_on ? fade : 0.0;
-    for (int n = 0; n < n_terms; ++n) {
-      by *= inverse;
-      by_q *= inverse * after.q;
-      set(debt.moment[n], i, before.moment[n] * by);
-      set(debt.rest[n], i, after.moment[n] * (by * rest));
-      set(debt.pull[n], i, (after.pull[n] - before.pull[n]) * by_q);
+  // Debts from one step each.
+  static void fill(Debt<Lanes>& debt, const Steps<T>& steps, const int64_t* from, int64_t to, const double* fade) {
+    using Doubles = Vector<double>;
+    constexpr int together = lanes<double>;
+    for (int first = 0; first < n_lanes; first += together) {
+      FadingStepOf<Doubles> before;
+      double* const numbers = reinterpret_cast<double*>(&before);
+      static_assert(sizeof(before) == before.n_numbers * sizeof(Doubles) && before.n_numbers % 2 == 0);
+      for (int n = 0; n < before.n_numbers; n += 2)
+        load_two<double>(
+            [&](int i) SKOPTIM_INLINE { return reinterpret_cast<const double*>(&steps.series[from[first + i]]) + n; },
+            numbers + n * together, numbers + (n + 1) * together);
+      const auto each = [&](auto value) SKOPTIM_INLINE {
+        return vector_of<double>([&](int i) SKOPTIM_INLINE { return value(first + i); });
+      };
+      fill(debt, first, steps, before, to, each([&](int j) { return double(to - from[j]); }),
+           each([&](int j) { return fade[j]; }), each([&](int j) { return steps.highest_rate[from[j]]; }),
+           each([&](int j) { return last_of(steps, from[j], to).start; }));
     }
-    set(debt.decay, i, after.decay - before.decay);
-    set(debt.scale, i, scale);
-    set(debt.ratio, i, ratio);
-    set(debt.fade, i, fade);
-    set(debt.limit, i, before.limit);
-    set(debt.held, i, constants.l1 / before.lead);
-    // How fast the terms of the moments' sums fall: by what the corrections let 1 / r grow until these come to their
-    // end, by what 1 / (r + epsilon) grows until the second sum, and the ratio of terms.
-    const FadingStep& last = steps.series[std::min((goes_on ? to : from) + constants.horizon, steps.n_steps)];
-    const double corrections = before.start / last.start, later = goes_on ? 1.0 / ratio : 1.0;
-    const double grows = later * corrections * constants.falls;
-    const double of_epsilon = 0.6 * later * (corrections * constants.matters - 1.0);
-    const double of_pull = grows / (1.0 - constants.moment_decay);
-    // Without epsilon: that r stays above what d never falls below.
-    const double floor = F::has_maximum ? most_moment * constants.least * grows : 0.0;
-    const double terms = constants.epsilon * of_epsilon + pull * of_pull + floor;
-    const bool holds = before.part == after.part;
-    set(debt.most_before, i, holds && constants.matters > 0 ? most_moment * scale / terms : -1.0);
-    set(debt.most_after, i, !holds ? -1.0 : pull > 0 || lasso ? most_pull : SKOPTIM_INFINITY);
   }
 
   // The last step up to which E holds for z.
@@ -232,6 +212,63 @@ class FadingSeries {
   }
 
  private:
+  // The step up to which the terms of the moments' sums grow.
+  static const FadingStep& last_of(const Steps<T>& steps, int64_t from, int64_t to) {
+    const int64_t horizon = steps.fading.horizon;
+    return steps.series[std::min((to - from < horizon ? to : from) + horizon, steps.n_steps)];
+  }
+
+  // Numbers of a debt, from the i-th on.
+  static void set(T& to, int, double value) { to = T(value); }
+  static void set(Lanes& to, int i, Vector<double> value) {
+    using Part = typename VectorOf<T, lanes<double> * sizeof(T)>::type;
+    store(__builtin_convertvector(value, Part), reinterpret_cast<T*>(&to) + i);
+  }
+
+  // N: double or a vector of doubles.
+  template <class C, class N>
+  [[gnu::always_inline]] static void fill(Debt<C>& debt, int i, const Steps<T>& steps, const FadingStepOf<N>& before,
+                                          int64_t to, N owed, N fade, N highest_rate, N last_start) {
+    const FadingConstants& constants = steps.fading;
+    const FadingStep& after = steps.series[to];
+    const bool lasso = constants.l1 > 0;
+    const N nothing{}, one = nothing + 1.0, never = nothing - 1.0;
+    const N pull = lasso ? nothing : highest_rate * before.limit;
+    const N scale = constants.least + pull, inverse = 1.0 / scale, ratio = after.q / before.q;
+    const auto goes_on = owed < double(constants.horizon);
+    const N rest = goes_on ? fade : nothing;
+    N by = one;
+    double q = 1.0;
+    for (int n = 0; n < n_terms; ++n) {
+      by *= inverse;
+      q *= after.q;
+      set(debt.moment[n], i, before.moment[n] * by);
+      set(debt.rest[n], i, after.moment[n] * (by * rest));
+      set(debt.pull[n], i, (after.pull[n] - before.pull[n]) * (by * q));
+    }
+    set(debt.decay, i, after.decay - before.decay);
+    set(debt.start, i, before.start);
+    set(debt.scale, i, scale);
+    set(debt.ratio, i, ratio);
+    set(debt.fade, i, fade);
+    set(debt.limit, i, before.limit);
+    set(debt.held, i, constants.l1 / before.lead);
+    // How fast the terms of the moments' sums fall: by what the corrections let 1 / r grow until these come to their
+    // end, by what 1 / (r + epsilon) grows until the second sum, and the ratio of terms.
+    const N corrections = before.start / last_start, later = goes_on ? 1.0 / ratio : one;
+    const N grows = later * corrections * constants.falls;
+    const N of_epsilon = 0.6 * later * (corrections * constants.matters - 1.0);
+    const N of_pull = grows / (1.0 - constants.moment_decay);
+    // Without epsilon: that r stays above what d never falls below.
+    const N floor = F::has_maximum ? most_moment * constants.least * grows : nothing;
+    const N terms = constants.epsilon * of_epsilon + pull * of_pull + floor;
+    const auto holds = before.part == nothing + after.part;
+    const N most = nothing + most_pull, any_size = nothing + SKOPTIM_INFINITY;
+    const N most_before = most_moment * scale / terms, most_after = lasso ? most : (pull > nothing ? most : any_size);
+    set(debt.most_before, i, constants.matters > 0 ? (holds ? most_before : never) : never);
+    set(debt.most_after, i, holds ? most_after : never);
+  }
+
   static double epsilon_of(const T* k) { return F::has_maximum ? 0.0 : double(F::epsilon(k)); }
 
   static void add_step(const T* rows, int64_t t, int64_t width, FadingStep* out) {
@@ -333,6 +370,9 @@ class FadingDebts {
       }
   }
 
+  // Vectors of a column that are paid together: enough to wait for nothing, and for which there are registers.
+  static constexpr int n_together = vector_bytes == 64 ? 2 : 4;
+
   // Pays n coefficients of one column the steps from..to; returns how many, from the first on, could be paid.
   static int64_t pay(const Run<T>& run, int64_t n, const Steps<T>& steps, int64_t from, int64_t to) {
     if constexpr (!F::holds) {
@@ -347,10 +387,10 @@ class FadingDebts {
         return n;
       }
       Debt<T> debt;
-      if (to - from >= worth_a_leap) Series::fill(debt, 0, steps, from, to, faded);
+      if (to - from >= worth_a_leap) Series::fill(debt, steps, from, to, faded);
       int64_t i = 0;
-      for (; i + 4 * n_lanes <= n; i += 4 * n_lanes)
-        if (!pay<4>(run.from(i), 4 * n_lanes, steps, from, to, debt, faded, decayed)) return i;
+      for (; i + n_together * n_lanes <= n; i += n_together * n_lanes)
+        if (!pay<n_together>(run.from(i), n_together * n_lanes, steps, from, to, debt, faded, decayed)) return i;
       for (; i < n; i += n_lanes)
         if (!pay<1>(run.from(i), std::min<int64_t>(n_lanes, n - i), steps, from, to, debt, faded, decayed))
           return i;
@@ -368,31 +408,39 @@ class FadingDebts {
       for (int64_t i = 0; i < n; i += n_lanes) {
         const Run<T> part = run.from(i);
         const int64_t size = std::min<int64_t>(n_lanes, n - i);
-        // Another worker may have paid more.
         int64_t from[n_lanes];
-        double fade[n_lanes], decay[n_lanes];
+        double owed[n_lanes], fade[n_lanes], decay[n_lanes];
+        // Another worker may have paid more.
+        for (int64_t j = 0; j < n_lanes; ++j) owed[j] = j < size ? larger(double(to) - mark[i + j], 0.0) : 0.0;
         for (int j = 0; j < n_lanes; ++j) {
-          from[j] = j < size ? std::min(int64_t(mark[i + j]), to) : to;
-          fade[j] = math::exp(double(to - from[j]) * log_fade);
-          decay[j] = math::exp(double(to - from[j]) * log_decay);
+          from[j] = to - int64_t(owed[j]);
+          fade[j] = math::exp(owed[j] * log_fade);
+          decay[j] = math::exp(owed[j] * log_decay);
         }
-        Lanes start;
         Debt<Lanes> debt;
-        for (int j = 0; j < n_lanes; ++j) {
-          start[j] = T(steps.series[from[j]].start);
-          Series::fill(debt, j, steps, from[j], to, fade[j]);
-        }
-        Tile<1> tile = load_tile<1>(part, size, start);
-        const auto left = leap<F::has_moment>(tile, debt, steps.fading);
-        for (int64_t j = 0; j < size; ++j) {
-          if (from[j] == to) continue;
-          if (!left[j])
-            put(part, j, tile.w[0][j], T(fade[j]), T(decay[j]), steps.fading);
-          else if (steps.fading.l1 > 0)
-            replay_lasso(part.from(j), steps, from[j], to);
-          else if (pay(part.from(j), 1, steps, from[j], to) == 0)
-            pay_each<Rule>(part.from(j), T(1), nullptr, 1, steps, from[j], to);
-        }
+        Series::fill(debt, steps, from, to, fade);
+        Tile<1> tile = load_tile<1>(part, size, debt.start);
+        const Lanes before = tile.w[0], debts = vector_of<T>([&](int j) { return T(owed[j]); });
+        const auto left = leap<F::has_moment>(tile, debt, steps.fading) & (debts != 0);
+        const auto paid = ~left & (debts != 0);
+        tile.w[0] = paid ? tile.w[0] : before;
+        store<1>(tile.w, size, part.w);
+        const Lanes one = Lanes{} + T(1);
+        if (F::has_moment) scale(part.slots[F::moment], size, paid ? debt.fade : one);
+        Lanes average;
+        load<1>(part.slots[F::average], size, &average);
+        average *= paid ? vector_of<T>([&](int j) { return T(decay[j]); }) : one;
+        const T least = T(steps.fading.least);
+        if (F::has_maximum) average = paid & (average < least) ? Lanes{} + least : average;
+        store<1>(&average, size, part.slots[F::average]);
+        if (any(left))
+          for (int64_t j = 0; j < size; ++j) {
+            if (!left[j]) continue;
+            if (steps.fading.l1 > 0)
+              replay_lasso(part.from(j), steps, from[j], to);
+            else if (pay(part.from(j), 1, steps, from[j], to) == 0)
+              pay_each<Rule>(part.from(j), T(1), nullptr, 1, steps, from[j], to);
+          }
       }
     }
   }
@@ -414,13 +462,6 @@ class FadingDebts {
   }
 
   static Lanes magnitude(Lanes x) { return x < 0 ? -x : x; }
-
-  template <class Mask>
-  static bool any(const Mask& mask) {
-    auto found = mask[0];
-    for (int i = 1; i < n_lanes; ++i) found |= mask[i];
-    return found != 0;
-  }
 
   template <int n_vectors>
   struct Tile {
@@ -494,7 +535,7 @@ class FadingDebts {
                         T decayed) {
     Tile<1> tile = load_tile<1>(run, size, T(steps.series[from].start));
     Debt<T> debt;
-    Series::fill(debt, 0, steps, from, to, faded);
+    Series::fill(debt, steps, from, to, faded);
     const auto left = leap<F::has_moment>(tile, debt, steps.fading);
     for (int64_t j = 0; j < size; ++j) {
       if (left[j])
@@ -504,8 +545,20 @@ class FadingDebts {
     }
   }
 
-  // Under L1, one coefficient: as far as it holds in closed form, then, where the weight comes to zero, step by step.
+  // Under L1, one coefficient: first until L1 does not let its moment off zero any more.
   static void replay_lasso(const Run<T>& run, const Steps<T>& steps, int64_t from, int64_t to) {
+    int64_t held = from;
+    if constexpr (F::has_moment) {
+      const double moment_decay = steps.fading.moment_decay, moment = absolute(double(run.slots[F::moment][0]));
+      const double excess = moment * steps.series[from].lead / steps.fading.l1;
+      if (excess > 1.0) held = std::min(double(to), from + 1.0 - math::log(excess) / math::log(moment_decay));
+    }
+    if (held > from) pay_lasso_until(run, steps, from, held);
+    if (held < to) pay_lasso_until(run, steps, held, to);
+  }
+
+  // As far as it holds in closed form; then, where the weight comes to zero, step by step.
+  static void pay_lasso_until(const Run<T>& run, const Steps<T>& steps, int64_t from, int64_t to) {
     const double moment_decay = steps.fading.moment_decay, average_decay = F::decay(steps.row(from) + n_common);
     int64_t at_a_time = between_looks / 2;
     for (int64_t t = from; t < to;) {
@@ -513,15 +566,16 @@ class FadingDebts {
       Tile<1> paid;
       const auto holds = [&](int64_t stop) {
         Debt<T> debt;
-        Series::fill(debt, 0, steps, t, stop, power(T(moment_decay), stop - t));
+        Series::fill(debt, steps, t, stop, power(T(moment_decay), stop - t));
         paid = tile;
         return !leap_as<F::has_moment, true>(paid, debt, steps.fading)[0];
       };
-      // The last step to which it holds, to within some: in growing strides, then by halves.
-      int64_t stop = t, beyond = to + 1;
-      for (int64_t next = std::min(to, t + at_a_time); beyond - stop > at_a_time && stop < to;) {
+      // The last step to which it holds, to within some: all, or else in growing strides, then by halves.
+      int64_t stop = holds(to) ? to : t, beyond = to;
+      for (int64_t next = std::min(t + at_a_time, to); beyond - stop > at_a_time;) {
         (holds(next) ? stop : beyond) = next;
-        next = beyond > to ? std::min(to, t + 4 * (stop - t)) : stop + (beyond - stop) / 2;
+        const int64_t stride = 4 * (stop - t), half = (beyond - stop) / 2;
+        next = beyond == to && t + stride < to ? t + stride : stop + half;
       }
       if (stop > t) {
         holds(stop);
@@ -536,6 +590,12 @@ class FadingDebts {
 
   static void scale(T* a, int64_t n, T factor) {
     for (int64_t i = 0; i < n; ++i) a[i] *= factor;
+  }
+  static void scale(T* a, int64_t n, Lanes factors) {
+    Lanes scaled;
+    load<1>(a, n, &scaled);
+    scaled *= factors;
+    store<1>(&scaled, n, a);
   }
 
   // Pays a debt in closed form; returns which coefficients it does not hold for, and are as they were.
@@ -589,8 +649,10 @@ class FadingDebts {
         const Lanes side = w == 0 ? -tile.m[j] : w, way = side < 0 ? nothing - T(1) : nothing + T(1);
         next = w - moment_sum[j] + rest[j] + way * exponent[j];
         const auto in_reach = ~fails[j] & (nothing + debt.limit <= T(1.5) * (r + epsilon));
-        fails[j] |= ~(in_reach & (next * way >= 0)) & ~at_rest[j];
-        next = at_rest[j] ? nothing : next;
+        // A moment that L1 does not let off zero ends there once it has come to the other side.
+        const auto crosses = next * way < 0, ends = crosses & (magnitude(moves ? tile.m[j] : nothing) <= nothing + debt.held);
+        fails[j] |= ~(in_reach & (~crosses | ends)) & ~at_rest[j];
+        next = at_rest[j] | ends ? nothing : next;
       } else {
         next = factor[j] * (w - moment_sum[j]) + rest[j];
         fails[j] |= debt.limit * (magnitude(w) + magnitude(moment_sum[j])) > T(1.5) * (r + epsilon);
@@ -617,7 +679,7 @@ class FadingDebts {
     for (int64_t stop = Series::reach(steps, t, to, (steps.fading.least + pull) / double(smallest));
          stop - t >= worth_a_leap; stop = t + (stop - t) / 2) {
       Debt<T> debt;
-      Series::fill(debt, 0, steps, t, stop, power(T(steps.fading.moment_decay), stop - t));
+      Series::fill(debt, steps, t, stop, power(T(steps.fading.moment_decay), stop - t));
       if (moves && (double(debt.scale) / (double(smallest) + steps.fading.epsilon)) > double(debt.most_before)) break;
       Tile<n_vectors> paid = tile;
       if (any(moves ? leap<F::has_moment>(paid, debt, steps.fading) : leap<false>(paid, debt, steps.fading))) continue;

@@ -30,7 +30,7 @@ SKOPTIM_HD void copy_run(const T* __restrict from, T* __restrict to, Width width
 template <int n, int j = 0, class Visit>
 SKOPTIM_HD void each_run(Visit visit) {
   if constexpr (j < n) {
-    constexpr int how_many = transposes && j + 1 < n ? 2 : 1;
+    constexpr int how_many = j + 1 < n ? 2 : 1;
     visit(std::integral_constant<int, j>{}, std::integral_constant<int, how_many>{});
     each_run<n, j + how_many>(visit);
   }

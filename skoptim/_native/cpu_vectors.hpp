@@ -39,8 +39,16 @@ SKOPTIM_HD Vector<T> vector_of(Value value) {
 template <class V, class T>
 SKOPTIM_HD void store(V v, T* to) { std::memcpy(to, &v, sizeof(V)); }
 
+// Whether a comparison of vectors holds anywhere.
+template <class Mask>
+SKOPTIM_HD bool any(Mask mask) {
+  int64_t words[sizeof(Mask) / 8], found = 0;
+  std::memcpy(words, &mask, sizeof(Mask));
+  for (const int64_t word : words) found |= word;
+  return found != 0;
+}
+
 #if __has_builtin(__builtin_shufflevector)
-constexpr bool transposes = true;
 // Vectors are transposed within chunks of sixteen bytes, which no instruction set has to cross. Of the records that
 // make a chunk of numbers the first half goes to one vector, the second half to another.
 using Chunk = typename VectorOf<double, 16>::type;
@@ -140,11 +148,15 @@ SKOPTIM_HD void store_two(const T* first, const T* second, At at) {
                   std::make_integer_sequence<int, n_chunks>{});
 }
 #else
-constexpr bool transposes = false;
 template <class T, class At>
-void load_two(At at, T* first, T* second);
+SKOPTIM_HD void load_two(At at, T* first, T* second) {
+  store(vector_of<T>([=](int i) SKOPTIM_INLINE { return at(i)[0]; }), first);
+  store(vector_of<T>([=](int i) SKOPTIM_INLINE { return at(i)[1]; }), second);
+}
 template <class T, class At>
-void store_two(const T* first, const T* second, At at);
+SKOPTIM_HD void store_two(const T* first, const T* second, At at) {
+  for (int i = 0; i < lanes<T>; ++i) at(i)[0] = first[i], at(i)[1] = second[i];
+}
 #endif
 
 SKOPTIM_END

@@ -37,18 +37,21 @@ struct Run {
   }
 };
 
-// What has been summed up before a step, and what is ahead of it; see cpu_fading.hpp.
-struct FadingStep {
-  static constexpr int n_terms = 8;
-  double moment[n_terms];  // the sum S of the moments ahead: of powers of 1 / (r + epsilon) before the step
-  double pull[n_terms];    // the sum E of the steps before: of powers of 1 / R
-  double decay;            // and of 1
-  double q;                // product of the ratios of the steps before, since the part began
-  double start;            // what the root of the slot is multiplied by, to give r
-  double limit;            // the metric of the step times the strength of the penalty
-  double lead;             // what the moment of a step moves, over what L1 does in units of its strength
-  int64_t part;            // the sums are comparable within a part
+// What has been summed up before a step, and what is ahead of it; see cpu_fading.hpp. (N: numbers of one step, or vectors
+// of those of some.)
+template <class N>
+struct FadingStepOf {
+  static constexpr int n_terms = 8, n_numbers = 2 * n_terms + 6;
+  N moment[n_terms];  // the sum S of the moments ahead: of powers of 1 / (r + epsilon) before the step
+  N pull[n_terms];    // the sum E of the steps before: of powers of 1 / R
+  N decay;            // and of 1
+  N q;                // product of the ratios of the steps before, since the part began
+  N start;            // what the root of the slot is multiplied by, to give r
+  N limit;            // the metric of the step times the strength of the penalty
+  N lead;             // what the moment of a step moves, over what L1 does in units of its strength
+  N part;             // the sums are comparable within a part, which is a whole number
 };
+using FadingStep = FadingStepOf<double>;
 
 // And what is the same for all steps.
 struct FadingConstants {
