@@ -120,6 +120,28 @@ def test_every_number_of_outputs_is_trained_like_dense_data(
                 )
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_rows_of_every_length_are_trained_like_dense_data(name, penalty, dtype, monkeypatch):
+    """Columns come out of the table by whole vectors, and what is left over one by one."""
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((150, 60)) / 4
+    lengths = rng.permutation(np.arange(150) % 50)
+    X[np.argsort(rng.random(X.shape), axis=1) >= lengths[:, None]] = 0
+    X = X.astype(dtype)
+    assert set(np.count_nonzero(X, axis=1)) == set(range(50))
+    y = X @ rng.standard_normal(60) + rng.standard_normal(150) / 4 > 0
+    model = SGDClassifier("log_loss", penalty=penalty, optimizer=ELEMENTWISE[name], alpha=1e-3)
+    model.set_params(max_iter=3, tol=None, random_state=0)
+    dense, sparse = clone(model).fit(X, y), clone(model).fit(sp.csr_matrix(X), y)
+    tolerance = 1e-9 if dtype == "float64" else 1e-4
+    atol = tolerance * np.abs(dense.coef_).max()
+    np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=0, atol=atol)
+    np.testing.assert_allclose(sparse.intercept_, dense.intercept_, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
 def test_normalized_ftrl_is_ftrl_in_units_of_the_data(sparse):
     X, y = sparse_problem()

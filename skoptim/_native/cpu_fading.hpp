@@ -148,7 +148,11 @@ class FadingSeries {
     if constexpr (!F::holds) {
       return {};
     } else {
-      if (begin == 0) out[0] = FadingStep{{}, {}, 0.0, 1.0, 1.0 / double(F::correction(rows + n_common)), 0.0, 0.0, 0.0};
+      if (begin == 0) {
+        out[0] = FadingStep{};
+        out[0].q = 1.0;
+        out[0].start = 1.0 / double(F::correction(rows + n_common));
+      }
       for (int64_t t = begin; t < end; ++t) add_step(rows, t, width, out);
       FadingConstants constants = constants_of(rows + begin * width);
       for (int64_t t = begin; t < end; ++t) constants.holds = constants.holds && fades<Rule>(rows + t * width);
@@ -649,8 +653,10 @@ class FadingDebts {
         const Lanes side = w == 0 ? -tile.m[j] : w, way = side < 0 ? nothing - T(1) : nothing + T(1);
         next = w - moment_sum[j] + rest[j] + way * exponent[j];
         const auto in_reach = ~fails[j] & (nothing + debt.limit <= T(1.5) * (r + epsilon));
-        // A moment that L1 does not let off zero ends there once it has come to the other side.
-        const auto crosses = next * way < 0, ends = crosses & (magnitude(moves ? tile.m[j] : nothing) <= nothing + debt.held);
+        // If L1 does not let the moment off zero, the weight stays there: what the sums say of the other side never
+        // happens.
+        const auto crosses = next * way < 0;
+        const auto ends = crosses & (magnitude(moves ? tile.m[j] : nothing) <= nothing + debt.held);
         fails[j] |= ~(in_reach & (~crosses | ends)) & ~at_rest[j];
         next = at_rest[j] | ends ? nothing : next;
       } else {
