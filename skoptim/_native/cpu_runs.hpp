@@ -36,11 +36,15 @@ SKOPTIM_HD void each_run(Visit visit) {
   }
 }
 
+// How many of n columns fill vectors, if they have one output.
+template <class T>
+SKOPTIM_HD int64_t in_vectors(int64_t n, int64_t width) { return width == 1 ? n / lanes<T> * lanes<T> : 0; }
+
 // Copies the runs that the records of n columns begin with, records being of `size` numbers: runs[j] (n, width) becomes
 // the j-th of each.
 template <int n_runs, class T>
 void copy_out(const T* records, int64_t size, const int64_t* number, int64_t n, int64_t width, T* const* runs) {
-  const int64_t filled = width == 1 ? n / lanes<T> * lanes<T> : 0;
+  const int64_t filled = in_vectors<T>(n, width);
   for (int64_t e = 0; e < filled; e += lanes<T>)
     each_run<n_runs>([=](auto j, auto how_many) SKOPTIM_INLINE {
       const auto at = [=](int i) SKOPTIM_INLINE { return records + number[e + i] * size + j; };
@@ -60,7 +64,7 @@ void copy_out(const T* records, int64_t size, const int64_t* number, int64_t n, 
 // The other way.
 template <int n_runs, class T>
 void copy_back(T* const* runs, int64_t n, int64_t width, T* records, int64_t size, const int64_t* number) {
-  const int64_t filled = width == 1 ? n / lanes<T> * lanes<T> : 0;
+  const int64_t filled = in_vectors<T>(n, width);
   for (int64_t e = 0; e < filled; e += lanes<T>)
     each_run<n_runs>([=](auto j, auto how_many) SKOPTIM_INLINE {
       const auto at = [=](int i) SKOPTIM_INLINE { return records + number[e + i] * size + j; };
@@ -80,7 +84,7 @@ void copy_back(T* const* runs, int64_t n, int64_t width, T* records, int64_t siz
 // out (n, width) = what `of_column` returns for each of n columns.
 template <class T, class Value>
 [[gnu::always_inline]] inline void spread(int64_t n, int64_t width, T* out, Value of_column) {
-  const int64_t filled = width == 1 ? n / lanes<T> * lanes<T> : 0;
+  const int64_t filled = in_vectors<T>(n, width);
   for (int64_t e = 0; e < filled; e += lanes<T>)
     store(vector_of<T>([=](int i) SKOPTIM_INLINE { return of_column(e + i); }), out + e);
   with_width(width, [=](auto w) {
