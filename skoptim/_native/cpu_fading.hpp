@@ -424,19 +424,9 @@ class FadingDebts {
         Debt<Lanes> debt;
         Series::fill(debt, steps, from, to, fade);
         Tile<1> tile = load_tile<1>(part, size, debt.start);
-        const Lanes before = tile.w[0], debts = vector_of<T>([&](int j) { return T(owed[j]); });
-        const auto left = leap<F::has_moment>(tile, debt, steps.fading) & (debts != 0);
-        const auto paid = ~left & (debts != 0);
-        tile.w[0] = paid ? tile.w[0] : before;
-        store<1>(tile.w, size, part.w);
-        const Lanes one = Lanes{} + T(1);
-        if (F::has_moment) scale(part.slots[F::moment], size, paid ? debt.fade : one);
-        Lanes average;
-        load<1>(part.slots[F::average], size, &average);
-        average *= paid ? vector_of<T>([&](int j) { return T(decay[j]); }) : one;
-        const T least = T(steps.fading.least);
-        if (F::has_maximum) average = paid & (average < least) ? Lanes{} + least : average;
-        store<1>(&average, size, part.slots[F::average]);
+        const auto owes = vector_of<T>([&](int j) { return T(owed[j]); }) != 0;
+        const auto left = leap<F::has_moment>(tile, debt, steps.fading) & owes;
+        put(part, size, tile, ~left & owes, debt.fade, vector_of<T>([&](int j) { return T(decay[j]); }), steps.fading);
         if (any(left))
           for (int64_t j = 0; j < size; ++j) {
             if (!left[j]) continue;
@@ -525,13 +515,24 @@ class FadingDebts {
     return true;
   }
 
-  // What a debt has made of a coefficient.
-  [[gnu::always_inline]] static void put(const Run<T>& run, int64_t i, T w, T fade, T decay,
-                                         const FadingConstants& constants) {
-    run.w[i] = w;
-    if (F::has_moment) run.slots[F::moment][i] *= fade;
-    T& average = run.slots[F::average][i] *= decay;
-    if (F::has_maximum) average = larger(average, T(constants.least));
+  // What debts have made of those of some coefficients that are `paid`.
+  template <class Mask>
+  static void put(const Run<T>& run, int64_t size, const Tile<1>& tile, Mask paid, Lanes fade, Lanes decay,
+                  const FadingConstants& constants) {
+    const Lanes one = Lanes{} + T(1), least = Lanes{} + T(constants.least);
+    Lanes w, moment, average;
+    load<1>(run.w, size, &w);
+    w = paid ? tile.w[0] : w;
+    store<1>(&w, size, run.w);
+    if (F::has_moment) {
+      load<1>(run.slots[F::moment], size, &moment);
+      moment *= paid ? fade : one;
+      store<1>(&moment, size, run.slots[F::moment]);
+    }
+    load<1>(run.slots[F::average], size, &average);
+    average *= paid ? decay : one;
+    if (F::has_maximum) average = paid & (average < least) ? least : average;
+    store<1>(&average, size, run.slots[F::average]);
   }
 
   // Under L1, coefficients of one column, as many as a vector has at most.
@@ -541,12 +542,9 @@ class FadingDebts {
     Debt<T> debt;
     Series::fill(debt, steps, from, to, faded);
     const auto left = leap<F::has_moment>(tile, debt, steps.fading);
-    for (int64_t j = 0; j < size; ++j) {
-      if (left[j])
-        replay_lasso(run.from(j), steps, from, to);
-      else
-        put(run, j, tile.w[0][j], faded, decayed, steps.fading);
-    }
+    put(run, size, tile, ~left, Lanes{} + faded, Lanes{} + decayed, steps.fading);
+    for (int64_t j = 0; j < size; ++j)
+      if (left[j]) replay_lasso(run.from(j), steps, from, to);
   }
 
   // Under L1, one coefficient: first until L1 does not let its moment off zero any more.
@@ -583,7 +581,8 @@ class FadingDebts {
       }
       if (stop > t) {
         holds(stop);
-        put(run, 0, paid.w[0][0], power(T(moment_decay), stop - t), power(T(average_decay), stop - t), steps.fading);
+        const T fade = power(T(moment_decay), stop - t), decay = power(T(average_decay), stop - t);
+        put(run, 1, paid, Lanes{} == 0, Lanes{} + fade, Lanes{} + decay, steps.fading);
       } else {
         at_a_time *= 2;
       }
@@ -594,12 +593,6 @@ class FadingDebts {
 
   static void scale(T* a, int64_t n, T factor) {
     for (int64_t i = 0; i < n; ++i) a[i] *= factor;
-  }
-  static void scale(T* a, int64_t n, Lanes factors) {
-    Lanes scaled;
-    load<1>(a, n, &scaled);
-    scaled *= factors;
-    store<1>(&scaled, n, a);
   }
 
   // Pays a debt in closed form; returns which coefficients it does not hold for, and are as they were.
