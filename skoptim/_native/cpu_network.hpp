@@ -82,8 +82,10 @@ struct ElementwiseLoss {
     return total;
   }
 
-  static T derivative(T z, const Targets<T>& targets, int64_t row, const T* weights, T parameter) {
-    return (weights ? weights[row] : T(1)) * Loss::derivative(z, target(targets, row, 0, 1), parameter);
+  static T of_one(T z, const Targets<T>& targets, int64_t row, const T* weights, T parameter, double& total) {
+    const T y = target(targets, row, 0, 1), weight = weights ? weights[row] : T(1);
+    total += double(weight) * Loss::value(z, y, parameter);
+    return weight * Loss::derivative(z, y, parameter);
   }
 
   // Targets and weights of some scores; (row, output) pairs are numbered row by row.
@@ -114,7 +116,7 @@ struct ElementwiseLoss {
 };
 
 #define SKOPTIM_LOSS_ENTRY(NAME, LOSS) \
-  LossKernel<T>{NAME, ElementwiseLoss<LOSS, T>::batch, ElementwiseLoss<LOSS, T>::derivative},
+  LossKernel<T>{NAME, ElementwiseLoss<LOSS, T>::batch, ElementwiseLoss<LOSS, T>::of_one},
 
 template <class T>
 struct LossList {

@@ -11,117 +11,13 @@
 #include <utility>
 #include <vector>
 
-#include "cpu_averages.hpp"
 #include "cpu_memory.hpp"
 #include "cpu_network.hpp"
-#include "cpu_rules.hpp"
+#include "cpu_owing.hpp"
+#include "cpu_rows.hpp"
 #include "cpu_runs.hpp"
 
 SKOPTIM_BEGIN
-
-// How a table keeps account of the steps without a gradient, from the cheapest way to the dearest. Those
-// that store weights scaled divide them by the product of all factors so far, see UniformIdle.
-enum class Owing {
-  derived,      // not at all: the weight is a function of the state and of the last step's scalars
-  scaled,       // by that product alone
-  thresholded,  // and, for a column, by what L1 had taken in all when it was paid
-  recorded,     // by the number of the step up to which a column has been paid
-};
-constexpr bool stores_weights(Owing owing) { return owing != Owing::derived; }
-constexpr bool has_marks(Owing owing) { return owing >= Owing::thresholded; }
-constexpr bool scales(Owing owing) { return owing == Owing::scaled || owing == Owing::thresholded; }
-
-// The cheapest way in which a step can be owed.
-template <class Rule, class T>
-Owing cheapest_owing(const Scalars<Rule, T>& row, bool averaging) {
-  const Common<T>& c = row.common;
-  if constexpr (Rule::contains_penalty) {
-    // Without beta the state says nothing of a weight that has had no gradient.
-    return row.own[0] > T(0) && !(averaging && is_boxed(c)) ? Owing::derived : Owing::recorded;
-  } else if constexpr (std::is_same_v<Rule, SGD>) {
-    // A weight that starts outside of a box is brought in by its first step.
-    const UniformStep step = Idle<SGD>::one_step(c, row.own);
-    if (is_boxed(c) || !step.holds) return Owing::recorded;
-    return step.amount > 0 ? Owing::thresholded : Owing::scaled;
-  }
-  return Owing::recorded;
-}
-
-// Whether a table keeps averages at no cost for columns that are not touched.
-template <class Rule, class T>
-bool averages_in_table(const T* row) {
-  return AveragedPaths<Rule, T>::holds && cheapest_owing(Scalars<Rule, T>(row), true) != Owing::recorded;
-}
-
-// What taking a column out, paying it and putting it back costs, in coefficients of a step that visits all. With closed
-// forms as measured where rows have one to forty in a hundred columns. What replaying costs depends on the data: for
-// many outputs, which fill vectors, owing took from a twentieth of the time of stepping all columns (Zipf-distributed
-// ones) to three times as long (uniform ones).
-template <class Rule, class T>
-double cost_in_table(const T* row, bool closed_idle, int64_t width) {
-  const Common<T> c = load_common(row);
-  const bool averaging = c.average != T(0), is_wide = width >= fills_vectors;
-  if (cheapest_owing(Scalars<Rule, T>(row), averaging) != Owing::recorded) return averaging ? 8.0 : 2.0;
-  if (!averaging) {
-    if (std::is_same_v<Rule, Adagrad> && closed_idle) return c.l2 > T(0) ? 6.0 : 2.0;
-    if (fades<Rule>(row)) return !is_wide ? 32.0 : c.l1 > T(0) ? 12.0 : 8.0;
-    if (is_wide) return 4.0;
-  }
-  return 8.0 * (1.0 + steps_to_replay<Rule>(row, closed_idle));
-}
-
-// The scalars of the steps since all debts were paid, for tables that keep account by step numbers.
-template <class Rule, class T>
-class Record {
- public:
-  void append(const ScalarBlock<T>& block, bool averaging) {
-    const int64_t begin = n_steps_, end = begin + block.n_steps, width = block.width;
-    width_ = width;
-    averaging_ = averaging;
-    rows_.resize(end * width);
-    RowReader<T> rows(block);
-    for (int64_t t = begin; t < end; ++t) {
-      std::copy_n(rows(t - begin), width, &rows_[t * width]);
-      const bool same = load_common(&rows_[t * width]).learning_rate == load_common(&rows_[0]).learning_rate;
-      one_rate_ = same && (t == 0 || one_rate_);
-    }
-    for (auto* sums : {&decay_, &threshold_, &averaged_, &highest_rate_, &lead_}) sums->resize(end + 1);
-    if (Fading<Rule>::holds) {
-      factors_.resize(end * n_fading_factors);
-      series_.resize(end + 1);
-      FadingDebts<Rule, T>::fill(rows_.data(), begin, end, width, factors_.data());
-      const bool held = begin == 0 || fading_.holds;
-      fading_ = FadingSeries<Rule, T>::fill(rows_.data(), begin, end, width, series_.data());
-      fading_.holds = fading_.holds && held;
-    }
-    const bool closed =
-        running_sums<Rule>(rows_.data(), begin, end, width, averaging, decay_.data(),
-                           threshold_.data(), averaged_.data(), highest_rate_.data(), lead_.data());
-    closed_ = closed && (begin == 0 || closed_);
-    n_steps_ = end;
-  }
-  // Forgets the last steps.
-  void truncate(int64_t n_steps) { n_steps_ = std::min(n_steps_, n_steps); }
-  bool has_one_rate() const { return one_rate_; }
-  int64_t bytes() const {
-    const int64_t of_fading = Fading<Rule>::holds ? n_fading_factors * sizeof(T) + sizeof(FadingStep) : 0;
-    return n_steps_ * int64_t(width_ * sizeof(T) + 5 * sizeof(double) + of_fading);
-  }
-  Steps<T> steps() const {
-    return {rows_.data(),     width_,               decay_.data(), threshold_.data(),
-            averaged_.data(), highest_rate_.data(), lead_.data(),  closed_,
-            averaging_,       Fading<Rule>::holds ? factors_.data() : nullptr,
-            series_.data(),   n_steps_,             fading_};
-  }
-
- private:
-  std::vector<T> rows_, factors_;
-  std::vector<FadingStep> series_;
-  FadingConstants fading_{};
-  std::vector<double> decay_, threshold_, averaged_, highest_rate_, lead_;
-  int64_t n_steps_ = 0, width_ = 0;
-  bool closed_ = false, averaging_ = false, one_rate_ = true;
-};
 
 // Reads one step's scalars after the other; those of a step stay as they are until the next but one.
 template <class Rule, class T>
@@ -250,17 +146,13 @@ class RuleTable final : public LinearTable<T> {
     settle();
     PenaltySums sums{0, 0, 0, true};
     visit_all([&](int64_t, int64_t n) {
-      const T* w = taken_.w.data();
-      for (int64_t c = 0; c < n; ++c, w += width_) {
-        double squares = 0;
-        for (int64_t k = 0; k < width_; ++k) {
-          sums.absolute += absolute(double(w[k]));
-          squares += double(w[k]) * w[k];
-        }
-        sums.squares += squares;
-        sums.norms += math::sqrt(squares);
-      }
+      const T* const w = taken_.w.data();
+      sums.absolute += lane_sum<double>(n * width_, [=](int64_t i) SKOPTIM_INLINE { return absolute(double(w[i])); });
+      sums.squares += lane_dot<double>(w, w, n * width_);
+      if (width_ == 1) return;
+      for (int64_t c = 0; c < n; ++c) sums.norms += math::sqrt(dot(w + c * width_, w + c * width_, width_));
     });
+    if (width_ == 1) sums.norms = sums.absolute;
     sums.finite = std::isfinite(sums.squares);
     for (const T w : rest_.intercept) sums.finite = sums.finite && std::isfinite(w);
     return sums;
@@ -435,13 +327,6 @@ class RuleTable final : public LinearTable<T> {
     Rest rest;
     Layout layout;
     int64_t now = 0;
-  };
-
-  // Rows whose losses are still to be computed.
-  struct Scored {
-    static constexpr int64_t together = 64;
-    T scores[together];
-    int64_t rows[together], n = 0;
   };
 
   T* at(int64_t column) { return records_.data() + column * layout_.size; }
@@ -681,6 +566,7 @@ class RuleTable final : public LinearTable<T> {
 
   void reserve(const Task<T>& task) {
     const int64_t touched = std::min(task.longest_row * task.batch_size, task.x.n_stored());
+    if (width_ == 1) vectors_.resize(std::max(int64_t(vectors_.size()), task.longest_row / lanes<T> + 1));
     taken_.reserve(std::min(n_columns_, touched), width_, n_slots, has_units_, has_marks(layout_.owing), averaging_);
     scores_.resize(task.batch_size * width_);
     derivatives_.resize(task.batch_size * width_);
@@ -694,7 +580,6 @@ class RuleTable final : public LinearTable<T> {
   template <bool single, Owing owing>
   double train_steps(const Task<T>& task) {
     double loss = 0;
-    scored_.n = 0;  // A block that failed may have left some.
     ScalarReader<Rule, T> rows(task.scalars);
     int64_t own = first_step_;
     for (int64_t step = 0; step < task.scalars.n_steps; ++step) {
@@ -714,7 +599,7 @@ class RuleTable final : public LinearTable<T> {
         if (averaging_) paths_.count(row, rest_.decay, rest_.threshold);
     }
     keep_row(*in_force_);
-    return loss + loss_of_scored(task);
+    return loss;
   }
 
   // A batch of one row: its columns are all different, and its values are their inputs.
@@ -722,6 +607,8 @@ class RuleTable final : public LinearTable<T> {
   double train_row(const Task<T>& task, int64_t place, const Row& now) {
     prefetch(task, place);
     if (outgrows_cache_) prefetch_records(task, place);
+    if constexpr (single && owing != Owing::recorded)
+      if (is_plain(task, now)) return train_in_vectors<owing>(task, place, now);
     const T* x;
     const int64_t n = read_row(task.x, task.order[place], taken_.number.data(), &x);
     keep_columns(taken_.number.data(), n);
@@ -735,7 +622,7 @@ class RuleTable final : public LinearTable<T> {
       weighted_sum(x, w, n, width_, scores_.data());
     }
     count_step<owing>(now, 1);
-    const double loss = single ? derivative_of(task, place) : loss_of(task, place, 1);
+    const double loss = single ? loss_of_one(task, place) : loss_of(task, place, 1);
     if (any_derivative(1)) {
       if (single) {
         const T d = derivatives_[0];
@@ -748,6 +635,43 @@ class RuleTable final : public LinearTable<T> {
       put<single, owing>(n, mark<owing>());
     }
     update_intercept<single>(task, now);
+    return loss;
+  }
+
+  // Whether a step is nothing but the rule and the penalty, and weights are not bounded by the step before, either.
+  bool is_plain(const Task<T>& task, const Row& now) const {
+    const Common<T>& c = now.common;
+    return !averaging_ && !(task.clip_norm < SKOPTIM_INFINITY) && !(c.clip_value < T(SKOPTIM_INFINITY)) &&
+           !is_boxed(c) && !is_boxed(in_force_->common) && !(c.group_l1 > T(0));
+  }
+  // The same for one output, and columns whose weights take no record of the steps.
+  template <Owing owing>
+  double train_in_vectors(const Task<T>& task, int64_t place, const Row& now) {
+    if constexpr (Rule::contains_penalty)
+      if (has_units_) return train_in_vectors<owing, true>(task, place, now);
+    return train_in_vectors<owing, false>(task, place, now);
+  }
+  template <Owing owing, bool has_units>
+  double train_in_vectors(const Task<T>& task, int64_t place, const Row& now) {
+    return task.x.wide ? train_in_vectors<owing, has_units, int64_t>(task, place, now)
+                       : train_in_vectors<owing, has_units, int32_t>(task, place, now);
+  }
+  template <Owing owing, bool has_units, class Index>
+  double train_in_vectors(const Task<T>& task, int64_t place, const Row& now) {
+    using Vectors = VectorsOf<Rule, T, owing, has_units>;
+    const RowInVectors<Index, T> row(task.x, task.order[place]);
+    keep_columns(row.columns(), row.size());
+    scores_[0] = Vectors::weigh(row, records_.data(), *in_force_, rest_.threshold, vectors_.data());
+    count_step<owing>(now, 1);
+    const double loss = loss_of_one(task, place);
+    const T d = derivatives_[0];
+    if (d != T(0)) {
+      if constexpr (scales(owing))
+        Vectors::step(row, records_.data(), scaled_, d * scaled_gradient_, mark<owing>(), is_worker(), vectors_.data());
+      else
+        Vectors::step(row, records_.data(), now, d, 0.0, false, vectors_.data());
+    }
+    update_intercept<true>(task, now);
     return loss;
   }
 
@@ -942,21 +866,12 @@ class RuleTable final : public LinearTable<T> {
     return loss;
   }
 
-  // The same for one row and one output. What its loss is, nothing waits for: that of some rows together is returned
-  // with the last of them.
-  double derivative_of(const Task<T>& task, int64_t place) {
-    const T score = scores_[0] + shared_->intercept[0];
-    const int64_t row = task.order[place];
-    derivatives_[0] = bias_gradient_[0] =
-        task.loss->derivative(score, task.targets, row, task.weights, task.loss_parameter);
-    scored_.scores[scored_.n] = score;
-    scored_.rows[scored_.n] = row;
-    return ++scored_.n == Scored::together ? loss_of_scored(task) : 0.0;
-  }
-  double loss_of_scored(const Task<T>& task) {
-    const int64_t n = std::exchange(scored_.n, 0);
-    return task.loss->batch(scored_.scores, n, 1, task.targets, scored_.rows, 0, task.weights, task.loss_parameter,
-                            T(1), nullptr);
+  // The same for one row and one output.
+  double loss_of_one(const Task<T>& task, int64_t place) {
+    double loss = 0;
+    derivatives_[0] = bias_gradient_[0] = task.loss->of_one(scores_[0] + shared_->intercept[0], task.targets, task.order[place],
+                                                            task.weights, task.loss_parameter, loss);
+    return loss;
   }
 
   // Without a gradient the step of the columns is an idle one: it is owed like any other.
@@ -1045,7 +960,8 @@ class RuleTable final : public LinearTable<T> {
 
   // Undoing.
 
-  void keep_columns(const int64_t* columns, int64_t n) {
+  template <class Index>
+  void keep_columns(const Index* columns, int64_t n) {
     if (!kept_.keeping || kept_.all) return;
     const int64_t size = layout_.size, first = kept_.n;
     if (int64_t(kept_.columns.size()) < first + n) {
@@ -1110,10 +1026,10 @@ class RuleTable final : public LinearTable<T> {
   T largest_unit_ = T(1);  // that there has been
   int64_t now_ = 0;  // steps of the record that were taken
   Columns<T> taken_;
+  std::vector<ColumnsOfVector<Rule, T>> vectors_;
   std::vector<int32_t> places_, position_;
   std::vector<T> left_;
   std::vector<T> scores_, derivatives_, bias_gradient_;
-  Scored scored_;
   Kept kept_;
   Rest* const shared_ = &rest_;                  // whose intercepts are trained
   const Record<Rule, T>* const steps_ = &record_;  // what is owed

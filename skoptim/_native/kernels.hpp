@@ -167,8 +167,8 @@ struct LossKernel {
   // Sample i of the batch is row rows[i] of the targets and weights (first + i when rows is null).
   double (*batch)(const T* z, int64_t n, int64_t n_outputs, const Targets<T>&, const int64_t* rows,
                   int64_t first, const T* weights, T parameter, T scale, T* d);
-  // The weighted derivative alone, of one score; null for losses of several outputs.
-  T (*derivative)(T z, const Targets<T>&, int64_t row, const T* weights, T parameter);
+  // Of one score: returns the weighted derivative, and adds the weighted loss; null for losses of several outputs.
+  T (*of_one)(T z, const Targets<T>&, int64_t row, const T* weights, T parameter, double& total);
 };
 
 template <class T>

@@ -93,7 +93,7 @@ struct LogLoss {
   template <class T>
   SKOPTIM_HD static T derivative(T z, T y, T) {
     const T margin = y * z, e = math::exp(-absolute(margin));
-    return -y * (margin < T(0) ? T(1) : e) / (T(1) + e);
+    return -y * larger(e, T(margin < T(0))) / (T(1) + e);
   }
 };
 

@@ -497,6 +497,7 @@ SKOPTIM_HD void update_with(T& w, T g, T* s, const Common<T>& c, const T* k) {
 template <class Rule, class T>
 SKOPTIM_HD void update(T& w, T g, T* s, const Common<T>& c, const T* k) {
   switch (extras(c)) {
+    case Extras::none: return update_with<Rule, Extras::none>(w, g, s, c, k);
     case Extras::ridge: return update_with<Rule, Extras::ridge>(w, g, s, c, k);
     case Extras::lasso: return update_with<Rule, Extras::lasso>(w, g, s, c, k);
     default: return update_with<Rule, Extras::any>(w, g, s, c, k);

@@ -384,10 +384,11 @@ class Optimizer(BaseEstimator):
         scalars : Scalars
         """
         steps = np.arange(state.step + 1, state.step + n_steps + 1, dtype=np.int64)
-        rates = self.learning_rates(steps)
-        if (scale := rate_scale(state)) != 1.0:
-            rates = rates * scale
-        l1, l2 = self._strengths(rates, state, terms, batch_size)
+        rates: Any = self.learning_rates(steps)
+        if rates.strides == (0,):
+            rates = float(rates[0])  # What is the same in all steps is computed once.
+        rates = rates * rate_scale(state)
+        l1, l2 = self._strengths(steps, rates, state, terms, batch_size)
         own = self._own_scalars(steps, rates, state)
         if self.rule:
             own = {name: own[name] for name in compiled_rules()[self.rule]["scalars"]}
@@ -479,16 +480,19 @@ class Optimizer(BaseEstimator):
     def adopt(self, w: Any, state: OptimizerState, terms: PenaltyTerms, batch_size: int) -> None:
         """Bring the state in line with flat parameters that were set from outside."""
 
-    def _own_scalars(
-        self, steps: np.ndarray, rates: np.ndarray, state: OptimizerState
-    ) -> dict[str, Any]:
-        """Return the scalars besides the common ones, given the rates in force."""
+    def _own_scalars(self, steps: np.ndarray, rates: Any, state: OptimizerState) -> dict[str, Any]:
+        """Return the scalars besides the common ones, given the rates in force (or the rate)."""
         return self.scalars(steps)
 
     def _strengths(
-        self, rates: np.ndarray, state: OptimizerState, terms: PenaltyTerms, batch_size: int
+        self,
+        steps: np.ndarray,
+        rates: Any,
+        state: OptimizerState,
+        terms: PenaltyTerms,
+        batch_size: int,
     ) -> tuple:
-        """Return the L1 and L2 strengths at each of the steps with these rates."""
+        """Return the L1 and L2 strengths at each of the steps with these rates (or this rate)."""
         return terms.l1, terms.l2
 
     #: Whether `l2` is added to the gradient; FTRL's is part of its formula.

@@ -129,9 +129,7 @@ class FTRL(Optimizer):
         """Return the constants of the rule."""
         return {"power": self.learning_rate_power, "unit": 1.0}
 
-    def _own_scalars(
-        self, steps: np.ndarray, rates: np.ndarray, state: OptimizerState
-    ) -> dict[str, Any]:
+    def _own_scalars(self, steps: np.ndarray, rates: Any, state: OptimizerState) -> dict[str, Any]:
         alpha = self._first_rate(state)
         return {
             **self.scalars(steps),
@@ -149,10 +147,19 @@ class FTRL(Optimizer):
         return state.carries.get("first_rate", float(first))
 
     def _strengths(
-        self, rates: np.ndarray, state: OptimizerState, terms: PenaltyTerms, batch_size: int
+        self,
+        steps: np.ndarray,
+        rates: Any,
+        state: OptimizerState,
+        terms: PenaltyTerms,
+        batch_size: int,
     ) -> tuple:
         # The estimator's penalty weighs in each step what the gradient does.
-        sums = np.cumsum(rates / self._first_rate(state)) if terms.l1 or terms.l2 else 0.0
+        weights = rates / self._first_rate(state)
+        sums: Any = 0.0
+        if terms.l1 or terms.l2:
+            each = isinstance(weights, np.ndarray)
+            sums = np.cumsum(weights) if each else weights * np.arange(1.0, len(steps) + 1.0)
 
         def strength(own: float, total: float, penalty: float) -> Any:
             # A step is given the mean gradient of its batch, so the paper's strength, against the

@@ -1,0 +1,115 @@
+// How a table of cpu_table.hpp keeps account of the steps without a gradient.
+#pragma once
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "cpu_averages.hpp"
+#include "cpu_rules.hpp"
+
+SKOPTIM_BEGIN
+
+// From the cheapest way to the dearest. Those that store weights scaled divide them by the product of all factors so far, see UniformIdle.
+enum class Owing {
+  derived,      // not at all: the weight is a function of the state and of the last step's scalars
+  scaled,       // by that product alone
+  thresholded,  // and, for a column, by what L1 had taken in all when it was paid
+  recorded,     // by the number of the step up to which a column has been paid
+};
+constexpr bool stores_weights(Owing owing) { return owing != Owing::derived; }
+constexpr bool has_marks(Owing owing) { return owing >= Owing::thresholded; }
+constexpr bool scales(Owing owing) { return owing == Owing::scaled || owing == Owing::thresholded; }
+
+// The cheapest way in which a step can be owed.
+template <class Rule, class T>
+Owing cheapest_owing(const Scalars<Rule, T>& row, bool averaging) {
+  const Common<T>& c = row.common;
+  if constexpr (Rule::contains_penalty) {
+    // Without beta the state says nothing of a weight that has had no gradient.
+    return row.own[0] > T(0) && !(averaging && is_boxed(c)) ? Owing::derived : Owing::recorded;
+  } else if constexpr (std::is_same_v<Rule, SGD>) {
+    // A weight that starts outside of a box is brought in by its first step.
+    const UniformStep step = Idle<SGD>::one_step(c, row.own);
+    if (is_boxed(c) || !step.holds) return Owing::recorded;
+    return step.amount > 0 ? Owing::thresholded : Owing::scaled;
+  }
+  return Owing::recorded;
+}
+
+// Whether a table keeps averages at no cost for columns that are not touched.
+template <class Rule, class T>
+bool averages_in_table(const T* row) {
+  return AveragedPaths<Rule, T>::holds && cheapest_owing(Scalars<Rule, T>(row), true) != Owing::recorded;
+}
+
+// What taking a column out, paying it and putting it back costs, in coefficients of a step that visits all. With closed
+// forms as measured where rows have one to forty in a hundred columns. What replaying costs depends on the data: for
+// many outputs, which fill vectors, owing took from a twentieth of the time of stepping all columns (Zipf-distributed
+// ones) to three times as long (uniform ones).
+template <class Rule, class T>
+double cost_in_table(const T* row, bool closed_idle, int64_t width) {
+  const Common<T> c = load_common(row);
+  const bool averaging = c.average != T(0), is_wide = width >= fills_vectors;
+  if (cheapest_owing(Scalars<Rule, T>(row), averaging) != Owing::recorded) return averaging ? 8.0 : 2.0;
+  if (!averaging) {
+    if (std::is_same_v<Rule, Adagrad> && closed_idle) return c.l2 > T(0) ? 6.0 : 2.0;
+    if (fades<Rule>(row)) return !is_wide ? 32.0 : c.l1 > T(0) ? 12.0 : 8.0;
+    if (is_wide) return 4.0;
+  }
+  return 8.0 * (1.0 + steps_to_replay<Rule>(row, closed_idle));
+}
+
+// The scalars of the steps since all debts were paid, for tables that keep account by step numbers.
+template <class Rule, class T>
+class Record {
+ public:
+  void append(const ScalarBlock<T>& block, bool averaging) {
+    const int64_t begin = n_steps_, end = begin + block.n_steps, width = block.width;
+    width_ = width;
+    averaging_ = averaging;
+    rows_.resize(end * width);
+    RowReader<T> rows(block);
+    for (int64_t t = begin; t < end; ++t) {
+      std::copy_n(rows(t - begin), width, &rows_[t * width]);
+      const bool same = load_common(&rows_[t * width]).learning_rate == load_common(&rows_[0]).learning_rate;
+      one_rate_ = same && (t == 0 || one_rate_);
+    }
+    for (auto* sums : {&decay_, &threshold_, &averaged_, &highest_rate_, &lead_}) sums->resize(end + 1);
+    if (Fading<Rule>::holds) {
+      factors_.resize(end * n_fading_factors);
+      series_.resize(end + 1);
+      FadingDebts<Rule, T>::fill(rows_.data(), begin, end, width, factors_.data());
+      const bool held = begin == 0 || fading_.holds;
+      fading_ = FadingSeries<Rule, T>::fill(rows_.data(), begin, end, width, series_.data());
+      fading_.holds = fading_.holds && held;
+    }
+    const bool closed =
+        running_sums<Rule>(rows_.data(), begin, end, width, averaging, decay_.data(),
+                           threshold_.data(), averaged_.data(), highest_rate_.data(), lead_.data());
+    closed_ = closed && (begin == 0 || closed_);
+    n_steps_ = end;
+  }
+  // Forgets the last steps.
+  void truncate(int64_t n_steps) { n_steps_ = std::min(n_steps_, n_steps); }
+  bool has_one_rate() const { return one_rate_; }
+  int64_t bytes() const {
+    const int64_t of_fading = Fading<Rule>::holds ? n_fading_factors * sizeof(T) + sizeof(FadingStep) : 0;
+    return n_steps_ * int64_t(width_ * sizeof(T) + 5 * sizeof(double) + of_fading);
+  }
+  Steps<T> steps() const {
+    return {rows_.data(),     width_,               decay_.data(), threshold_.data(),
+            averaged_.data(), highest_rate_.data(), lead_.data(),  closed_,
+            averaging_,       Fading<Rule>::holds ? factors_.data() : nullptr,
+            series_.data(),   n_steps_,             fading_};
+  }
+
+ private:
+  std::vector<T> rows_, factors_;
+  std::vector<FadingStep> series_;
+  FadingConstants fading_{};
+  std::vector<double> decay_, threshold_, averaged_, highest_rate_, lead_;
+  int64_t n_steps_ = 0, width_ = 0;
+  bool closed_ = false, averaging_ = false, one_rate_ = true;
+};
+
+SKOPTIM_END

@@ -1,0 +1,169 @@
+// A row of one output, vector by vector: what the records of a vector's columns hold is loaded, made weights of and
+// multiplied at once; and stepped and stored at once, when the derivative of the loss is known.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "cpu_owing.hpp"
+#include "cpu_vectors.hpp"
+
+SKOPTIM_BEGIN
+
+// Calls visit(i) for each lane. (Unrolled, the loop would not vectorise.)
+template <class T, class Visit>
+SKOPTIM_HD void each_lane(Visit visit) {
+#pragma GCC unroll 1
+#pragma GCC ivdep
+  for (int i = 0; i < lanes<T>; ++i) visit(i);
+}
+
+// The entries of a row. Its last vector goes on with what is stored behind the row, times zero.
+template <class Index, class T>
+class RowInVectors {
+ public:
+  RowInVectors(const Matrix<T>& x, int64_t row) {
+    const Index* const indptr = static_cast<const Index*>(x.indptr);
+    const int64_t begin = int64_t(indptr[row]);
+    n_ = int64_t(indptr[row + 1]) - begin;
+    columns_ = static_cast<const Index*>(x.indices) + begin;
+    values_ = x.data + begin;
+    const int64_t last = n_ / lanes<T> * lanes<T>;
+    is_at_end_ = begin + last + lanes<T> > x.n_stored();
+    if (!is_at_end_ || last == n_) return;
+    for (int i = 0; i < lanes<T>; ++i) {
+      const int64_t e = std::min(last + i, n_ - 1);
+      last_columns_[i] = columns_[e];
+      last_values_[i] = values_[e];
+    }
+  }
+
+  int64_t size() const { return n_; }
+  const Index* columns() const { return columns_; }
+
+  // Calls visit(number, columns, values, n) for each vector, of which n entries are the row's.
+  template <class Visit>
+  [[gnu::always_inline]] inline void each_vector(Visit visit) const {
+    for (int64_t e = 0; e < n_; e += lanes<T>) {
+      const int64_t n = n_ - e;
+      const bool is_full = n >= lanes<T>, is_there = is_full || !is_at_end_;
+      Vector<T> x;
+      std::memcpy(&x, is_there ? values_ + e : last_values_, sizeof(x));
+      if (!is_full) x = first_of(x, n);
+      visit(e / lanes<T>, is_there ? columns_ + e : last_columns_, x, std::min<int64_t>(n, lanes<T>));
+    }
+  }
+
+ private:
+  // The first n numbers, and zeros.
+  [[gnu::always_inline]] static Vector<T> first_of(Vector<T> x, int64_t n) {
+    Vector<T> number;
+    for (int i = 0; i < lanes<T>; ++i) number[i] = T(i);
+    const auto mask = number < Vector<T>{} + T(n);
+    return (Vector<T>)((std::remove_const_t<decltype(mask)>)x & mask);
+  }
+
+  const Index* columns_;
+  const T* values_;
+  int64_t n_;
+  bool is_at_end_;  // of all that is stored: then the last vector is a copy
+  Index last_columns_[lanes<T>];
+  T last_values_[lanes<T>];
+};
+
+// What the records of a vector of columns hold, and their weights.
+template <class Rule, class T>
+struct alignas(vector_bytes) ColumnsOfVector {
+  T w[lanes<T>], slots[std::max(Rule::n_slots, 1)][lanes<T>], unit[lanes<T>];
+};
+
+// How rows of columns that are not `recorded` are trained.
+template <class Rule, class T, Owing owing, bool has_units>
+struct VectorsOf {
+  static constexpr int64_t of_a_mark = sizeof(double) / sizeof(T);
+  static constexpr int64_t at_unit = stores_weights(owing) + Rule::n_slots, at_mark = at_unit + has_units;
+  static constexpr int64_t record_size = at_mark + (has_marks(owing) ? of_a_mark : 0);
+
+  // Fills vectors, and returns the sum of weights times values. `threshold`: what L1 has taken in all.
+  template <class Row>
+  [[gnu::always_inline]] static T weigh(const Row& row, const T* records, Scalars<Rule, T> k, double threshold,
+                                        ColumnsOfVector<Rule, T>* vectors) {
+    // The sum is made in as many lanes on every instruction set.
+    constexpr int n_lanes = 64 / sizeof(T), n_sums = n_lanes / lanes<T>;
+    Vector<T> sums[n_sums] = {};
+    if constexpr (owing == Owing::derived && !has_units) k.own[Rule::unit] = T(1);
+    row.each_vector([=, &sums](int64_t number, const auto* columns, Vector<T> x, int64_t) mutable SKOPTIM_INLINE {
+      ColumnsOfVector<Rule, T>& c = vectors[number];
+      const auto at = [=](int i) SKOPTIM_INLINE { return records + int64_t(columns[i]) * record_size; };
+      if constexpr (owing == Owing::derived) {
+        load_two<T>(at, c.slots[0], c.slots[1]);
+        if constexpr (has_units) store(vector_of<T>([=](int i) SKOPTIM_INLINE { return at(i)[at_unit]; }), c.unit);
+        each_lane<T>([&](int i) SKOPTIM_INLINE {
+          const T s[] = {c.slots[0][i], c.slots[1][i]};
+          if constexpr (has_units) k.own[Rule::unit] = c.unit[i] = effective(c.unit[i]);
+          c.w[i] = Rule::weight(T(0), s, k.common, k.own);
+        });
+      } else {
+        store(vector_of<T>([=](int i) SKOPTIM_INLINE { return *at(i); }), c.w);
+      }
+      if constexpr (has_marks(owing)) {
+        double mark[lanes<T>];
+        for (int i = 0; i < lanes<T>; ++i) std::memcpy(&mark[i], at(i) + at_mark, sizeof(double));
+        each_lane<T>([&](int i) SKOPTIM_INLINE {
+          c.w[i] = soft_threshold(c.w[i], T(larger(threshold - mark[i], 0.0)));
+        });
+      }
+      Vector<T> w;
+      std::memcpy(&w, c.w, sizeof(w));
+      sums[number % n_sums] += w * x;
+    });
+    T sum[n_lanes];
+    std::memcpy(sum, sums, sizeof(sum));
+    for (int half = n_lanes / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+    return sum[0];
+  }
+
+  // A step of these vectors, with gradient factor * x. Columns get the mark; beside other workers the larger one.
+  template <class Row>
+  [[gnu::always_inline]] static void step(const Row& row, T* records, Scalars<Rule, T> k, T factor, double mark,
+                                          bool is_worker, ColumnsOfVector<Rule, T>* vectors) {
+    if constexpr (owing == Owing::derived && !has_units) k.own[Rule::unit] = T(1);
+    row.each_vector([=](int64_t number, const auto* columns, Vector<T> x, int64_t n) mutable SKOPTIM_INLINE {
+      ColumnsOfVector<Rule, T>& c = vectors[number];
+      const auto at = [=](int i) SKOPTIM_INLINE { return records + int64_t(columns[i]) * record_size; };
+      T g[lanes<T>];
+      store(factor * x, g);
+      if constexpr (owing == Owing::derived) {
+        each_lane<T>([&](int i) SKOPTIM_INLINE {
+          T s[] = {c.slots[0][i], c.slots[1][i]};
+          if constexpr (has_units) k.own[Rule::unit] = c.unit[i];
+          Rule::advance(c.w[i], g[i], s, k.common, k.own);
+          c.slots[0][i] = s[0], c.slots[1][i] = s[1];
+        });
+        if (n == lanes<T>)
+          store_two<T>(c.slots[0], c.slots[1], at);
+        else
+          for (int64_t i = 0; i < n; ++i) at(i)[0] = c.slots[0][i], at(i)[1] = c.slots[1][i];
+      } else {
+        constexpr Extras extras = has_marks(owing) ? Extras::lasso : Extras::none;
+        each_lane<T>([&](int i) SKOPTIM_INLINE {
+          T none[1] = {};
+          update_with<Rule, extras>(c.w[i], g[i], none, k.common, k.own);
+        });
+        for (int64_t i = 0; i < n; ++i) {
+          *at(i) = c.w[i];
+          if constexpr (has_marks(owing)) {
+            double before;
+            std::memcpy(&before, at(i) + at_mark, sizeof(double));
+            const double after = is_worker ? larger(before, mark) : mark;
+            std::memcpy(at(i) + at_mark, &after, sizeof(double));
+          }
+        }
+      }
+    });
+  }
+};
+
+SKOPTIM_END
