@@ -42,7 +42,7 @@ class RowInVectors {
   int64_t size() const { return n_; }
   const Index* columns() const { return columns_; }
 
-  // Calls visit(number, columns, values, n) for each vector, of which n entries are the row's.
+  // Calls visit(columns, values, n) for each vector, of which n entries are the row's.
   template <class Visit>
   [[gnu::always_inline]] inline void each_vector(Visit visit) const {
     for (int64_t e = 0; e < n_; e += lanes<T>) {
@@ -51,7 +51,7 @@ class RowInVectors {
       Vector<T> x;
       std::memcpy(&x, is_there ? values_ + e : last_values_, sizeof(x));
       if (!is_full) x = first_of(x, n);
-      visit(e / lanes<T>, is_there ? columns_ + e : last_columns_, x, std::min<int64_t>(n, lanes<T>));
+      visit(is_there ? columns_ + e : last_columns_, x, std::min<int64_t>(n, lanes<T>));
     }
   }
 
@@ -93,8 +93,8 @@ struct VectorsOf {
     constexpr int n_lanes = 64 / sizeof(T), n_sums = n_lanes / lanes<T>;
     Vector<T> sums[n_sums] = {};
     if constexpr (owing == Owing::derived && !has_units) k.own[Rule::unit] = T(1);
-    row.each_vector([=, &sums](int64_t number, const auto* columns, Vector<T> x, int64_t) mutable SKOPTIM_INLINE {
-      ColumnsOfVector<Rule, T>& c = vectors[number];
+    row.each_vector([=, &sums, which = 0](const auto* columns, Vector<T> x, int64_t) mutable SKOPTIM_INLINE {
+      ColumnsOfVector<Rule, T>& c = *vectors++;
       const auto at = [=](int i) SKOPTIM_INLINE { return records + int64_t(columns[i]) * record_size; };
       if constexpr (owing == Owing::derived) {
         load_two<T>(at, c.slots[0], c.slots[1]);
@@ -116,7 +116,8 @@ struct VectorsOf {
       }
       Vector<T> w;
       std::memcpy(&w, c.w, sizeof(w));
-      sums[number % n_sums] += w * x;
+      sums[which] += w * x;
+      which = (which + 1) % n_sums;
     });
     T sum[n_lanes];
     std::memcpy(sum, sums, sizeof(sum));
@@ -130,8 +131,8 @@ struct VectorsOf {
   [[gnu::always_inline]] static void step(const Row& row, T* records, Scalars<Rule, T> k, T factor, double mark,
                                           bool is_worker, ColumnsOfVector<Rule, T>* vectors) {
     if constexpr (owing == Owing::derived && !has_units) k.own[Rule::unit] = T(1);
-    row.each_vector([=](int64_t number, const auto* columns, Vector<T> x, int64_t n) mutable SKOPTIM_INLINE {
-      ColumnsOfVector<Rule, T>& c = vectors[number];
+    row.each_vector([=](const auto* columns, Vector<T> x, int64_t n) mutable SKOPTIM_INLINE {
+      ColumnsOfVector<Rule, T>& c = *vectors++;
       const auto at = [=](int i) SKOPTIM_INLINE { return records + int64_t(columns[i]) * record_size; };
       T g[lanes<T>];
       store(factor * x, g);
