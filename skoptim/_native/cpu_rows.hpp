@@ -11,14 +11,6 @@
 
 SKOPTIM_BEGIN
 
-// Calls visit(i) for each lane. (Unrolled, the loop would not vectorise.)
-template <class T, class Visit>
-SKOPTIM_HD void each_lane(Visit visit) {
-#pragma GCC unroll 1
-#pragma GCC ivdep
-  for (int i = 0; i < lanes<T>; ++i) visit(i);
-}
-
 // The entries of a row. Its last vector goes on with what is stored behind the row, times zero.
 template <class Index, class T>
 class RowInVectors {
@@ -48,8 +40,7 @@ class RowInVectors {
     for (int64_t e = 0; e < n_; e += lanes<T>) {
       const int64_t n = n_ - e;
       const bool is_full = n >= lanes<T>, is_there = is_full || !is_at_end_;
-      Vector<T> x;
-      std::memcpy(&x, is_there ? values_ + e : last_values_, sizeof(x));
+      auto x = load<Vector<T>>(is_there ? values_ + e : last_values_);
       if (!is_full) x = first_of(x, n);
       visit(is_there ? columns_ + e : last_columns_, x, std::min<int64_t>(n, lanes<T>));
     }
@@ -99,7 +90,7 @@ struct VectorsOf {
       if constexpr (owing == Owing::derived) {
         load_two<T>(at, c.slots[0], c.slots[1]);
         if constexpr (has_units) store(vector_of<T>([=](int i) SKOPTIM_INLINE { return at(i)[at_unit]; }), c.unit);
-        each_lane<T>([&](int i) SKOPTIM_INLINE {
+        each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
           const T s[] = {c.slots[0][i], c.slots[1][i]};
           if constexpr (has_units) k.own[Rule::unit] = c.unit[i] = effective(c.unit[i]);
           c.w[i] = Rule::weight(T(0), s, k.common, k.own);
@@ -110,13 +101,11 @@ struct VectorsOf {
       if constexpr (has_marks(owing)) {
         double mark[lanes<T>];
         for (int i = 0; i < lanes<T>; ++i) std::memcpy(&mark[i], at(i) + at_mark, sizeof(double));
-        each_lane<T>([&](int i) SKOPTIM_INLINE {
+        each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
           c.w[i] = soft_threshold(c.w[i], T(larger(threshold - mark[i], 0.0)));
         });
       }
-      Vector<T> w;
-      std::memcpy(&w, c.w, sizeof(w));
-      sums[which] += w * x;
+      sums[which] += load<Vector<T>>(c.w) * x;
       which = (which + 1) % n_sums;
     });
     T sum[n_lanes];
@@ -137,7 +126,7 @@ struct VectorsOf {
       T g[lanes<T>];
       store(factor * x, g);
       if constexpr (owing == Owing::derived) {
-        each_lane<T>([&](int i) SKOPTIM_INLINE {
+        each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
           T s[] = {c.slots[0][i], c.slots[1][i]};
           if constexpr (has_units) k.own[Rule::unit] = c.unit[i];
           Rule::advance(c.w[i], g[i], s, k.common, k.own);
@@ -149,7 +138,7 @@ struct VectorsOf {
           for (int64_t i = 0; i < n; ++i) at(i)[0] = c.slots[0][i], at(i)[1] = c.slots[1][i];
       } else {
         constexpr Extras extras = has_marks(owing) ? Extras::lasso : Extras::none;
-        each_lane<T>([&](int i) SKOPTIM_INLINE {
+        each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
           T none[1] = {};
           update_with<Rule, extras>(c.w[i], g[i], none, k.common, k.own);
         });

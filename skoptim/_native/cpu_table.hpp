@@ -16,6 +16,7 @@
 #include "cpu_owing.hpp"
 #include "cpu_rows.hpp"
 #include "cpu_runs.hpp"
+#include "cpu_wide_rows.hpp"
 
 SKOPTIM_BEGIN
 
@@ -568,6 +569,10 @@ class RuleTable final : public LinearTable<T> {
     const int64_t touched = std::min(task.longest_row * task.batch_size, task.x.n_stored());
     if (width_ == 1) vectors_.resize(std::max(int64_t(vectors_.size()), task.longest_row / lanes<T> + 1));
     taken_.reserve(std::min(n_columns_, touched), width_, n_slots, has_units_, has_marks(layout_.owing), averaging_);
+    // Outputs come in parts, which may share some.
+    const int64_t padded = width_ < fills_vectors ? width_ : width_ + lanes<T>;
+    sums_.resize(padded);
+    taken_.w.resize(std::max(int64_t(taken_.w.size()), std::min(n_columns_, touched) * padded));
     scores_.resize(task.batch_size * width_);
     derivatives_.resize(task.batch_size * width_);
     bias_gradient_.resize(width_);
@@ -606,13 +611,18 @@ class RuleTable final : public LinearTable<T> {
   template <bool single, Owing owing>
   double train_row(const Task<T>& task, int64_t place, const Row& now) {
     prefetch(task, place);
-    if (outgrows_cache_) prefetch_records(task, place);
+    const bool is_wide = !single && width_ >= fills_vectors;
+    if (outgrows_cache_ && !is_wide) prefetch_records(task, place);
     if constexpr (single && owing != Owing::recorded)
       if (is_plain(task, now)) return train_in_vectors<owing>(task, place, now);
     const T* x;
     const int64_t n = read_row(task.x, task.order[place], taken_.number.data(), &x);
     keep_columns(taken_.number.data(), n);
-    if (!single && width_ >= fills_vectors && !averaging_ && !(now.common.group_l1 > T(0)))
+    if constexpr (!single && owing != Owing::recorded)
+      if (is_wide && is_plain(task, now))
+        return width_ < lanes<T> ? train_in_parts<owing, std::min(int(fills_vectors), lanes<T>)>(task, place, x, n, now)
+                                 : train_in_parts<owing, lanes<T>>(task, place, x, n, now);
+    if (is_wide && !averaging_ && !(now.common.group_l1 > T(0)))
       return train_wide_row<owing>(task, place, x, n, now);
     take<single, owing>(n);
     const T* const w = taken_.w.data();
@@ -675,10 +685,46 @@ class RuleTable final : public LinearTable<T> {
     return loss;
   }
 
+  // The same for many outputs, `size` of them at a time.
+  template <Owing owing, int size>
+  double train_in_parts(const Task<T>& task, int64_t place, const T* x, int64_t n, const Row& now) {
+    if constexpr (Rule::contains_penalty)
+      if (has_units_) return train_in_parts<owing, size, true>(task, place, x, n, now);
+    return train_in_parts<owing, size, false>(task, place, x, n, now);
+  }
+  template <Owing owing, int size, bool has_units>
+  double train_in_parts(const Task<T>& task, int64_t place, const T* x, int64_t n, const Row& now) {
+    using Wide = WideColumns<Rule, T, owing, has_units, size>;
+    const Parts<size> parts(width_);
+    const int64_t stride = parts.padded();
+    const int64_t* const number = taken_.number.data();
+    T* const w = taken_.w.data();
+    T* const sums = sums_.data();
+    std::fill_n(sums, stride, T(0));
+    Row in_force = *in_force_;
+    for (int64_t e = 0; e < n; ++e) {
+      if (e + columns_ahead < n) prefetch_record(at(number[e + columns_ahead]));
+      Wide::weigh(parts, at(number[e]), width_, x[e], in_force, rest_.threshold, w + e * stride, sums);
+    }
+    prefetch_first_records(task, place + 1);
+    parts.each([=](int64_t, int64_t from) { return sums + from; },
+               [scores = scores_.data()](int64_t first, int64_t, const T* from) { std::copy_n(from, size, scores + first); });
+    count_step<owing>(now, 1);
+    const double loss = loss_of(task, place, 1);
+    const T* const d = derivatives_.data();
+    if (any_derivative(1)) {
+      Row step = scales(owing) ? scaled_ : now;
+      const T factor = scales(owing) ? scaled_gradient_ : T(1);
+      for (int64_t e = 0; e < n; ++e)
+        Wide::step(parts, at(number[e]), width_, factor * x[e], step, mark<owing>(), is_worker(), w + e * stride, d);
+    }
+    update_intercept<false>(task, now);
+    return loss;
+  }
+
   // The same for many outputs: only the weights are copied.
   template <Owing owing>
   double train_wide_row(const Task<T>& task, int64_t place, const T* x, int64_t n, const Row& now) {
-    constexpr int64_t columns_ahead = 6;
     const int64_t* const number = taken_.number.data();
     T* const w = taken_.w.data();
     Row in_force = *in_force_, step = now;
@@ -689,6 +735,7 @@ class RuleTable final : public LinearTable<T> {
       weights_of<owing>(record, w + e * width_, in_force);
       add_scaled(scores_.data(), w + e * width_, x[e], width_);
     }
+    prefetch_first_records(task, place + 1);
     count_step<owing>(now, 1);
     const double loss = loss_of(task, place, 1);
     const T* const d = derivatives_.data();
@@ -701,6 +748,15 @@ class RuleTable final : public LinearTable<T> {
     return loss;
   }
 
+  // Of wide records each is fetched ahead: while a row is visited, and the first ones of the next while it is stepped.
+  static constexpr int64_t columns_ahead = 20;
+  [[gnu::always_inline]] inline void prefetch_first_records(const Task<T>& task, int64_t place) const {
+    if (place >= task.n_samples) return;
+    int64_t left = columns_ahead;
+    visit_entries(task.x, task.order + place, 0, 1, [&](int64_t, int64_t column, T) {
+      if (left-- > 0) prefetch_record(at(column));
+    });
+  }
   [[gnu::always_inline]] inline void prefetch_record(const T* record) const {
     for (int64_t i = 0; i < layout_.size; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(record + i, 1);
   }
@@ -1027,6 +1083,7 @@ class RuleTable final : public LinearTable<T> {
   int64_t now_ = 0;  // steps of the record that were taken
   Columns<T> taken_;
   std::vector<ColumnsOfVector<Rule, T>> vectors_;
+  std::vector<T> sums_;
   std::vector<int32_t> places_, position_;
   std::vector<T> left_;
   std::vector<T> scores_, derivatives_, bias_gradient_;

@@ -37,7 +37,21 @@ SKOPTIM_HD Vector<T> vector_of(Value value) {
 }
 
 template <class V, class T>
+SKOPTIM_HD V load(const T* from) {
+  V v;
+  std::memcpy(&v, from, sizeof(V));
+  return v;
+}
+template <class V, class T>
 SKOPTIM_HD void store(V v, T* to) { std::memcpy(to, &v, sizeof(V)); }
+
+// Calls visit(i) for each of n lanes. (Unrolled, the loop would not vectorise.)
+template <int n, class Visit>
+SKOPTIM_HD void each_lane(Visit visit) {
+#pragma GCC unroll 1
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) visit(i);
+}
 
 // Whether a comparison of vectors holds anywhere.
 template <class Mask>

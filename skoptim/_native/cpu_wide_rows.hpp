@@ -1,0 +1,120 @@
+// A row of many outputs: what a column holds for all of them fills vectors where it lies.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "cpu_owing.hpp"
+#include "cpu_vectors.hpp"
+
+SKOPTIM_BEGIN
+
+// Outputs by parts of n. The last part ends with the last output: it may share some with the one before.
+template <int n>
+class Parts {
+ public:
+  explicit Parts(int64_t width) : filled_(width / n), shares_(width % n != 0), last_(width - n) {}
+  // Of an array that holds the parts one after the other.
+  int64_t padded() const { return (filled_ + shares_) * n; }
+
+  // Calls finish(first output, place in a padded array, load(first output, place)) for each part. What the last one
+  // shares is loaded before it is finished elsewhere.
+  template <class Load, class Finish>
+  [[gnu::always_inline]] inline void each(Load load, Finish finish) const {
+    const int64_t place = filled_ * n;
+    if (!shares_) return each_filled(load, finish);
+    const auto last = load(last_, place);
+    each_filled(load, finish);
+    finish(last_, place, last);
+  }
+
+ private:
+  template <class Load, class Finish>
+  [[gnu::always_inline]] inline void each_filled(Load load, Finish finish) const {
+    for (int64_t p = 0; p < filled_; ++p) finish(p * n, p * n, load(p * n, p * n));
+  }
+
+  const int64_t filled_;
+  const bool shares_;
+  const int64_t last_;
+};
+
+// How rows of columns that are not `recorded` are trained, n outputs at a time.
+template <class Rule, class T, Owing owing, bool has_units, int n>
+struct WideColumns {
+  using V = typename VectorOf<T, n * sizeof(T)>::type;
+  static constexpr int n_runs = stores_weights(owing) + Rule::n_slots;
+
+  // Of one part what is beside the runs of the record, and these.
+  struct Part {
+    V other, runs[n_runs];
+  };
+  SKOPTIM_HD static Part load_part(const T* other, const T* record, int64_t width, int64_t first) {
+    Part part;
+    part.other = load<V>(other);
+    for (int j = 0; j < n_runs; ++j) part.runs[j] = load<V>(record + j * width + first);
+    return part;
+  }
+
+  // Adds x times the weights of a column to sums, and keeps the weights: both are padded. (Those that are scaled alone
+  // are what the record holds.)
+  SKOPTIM_HD static void weigh(const Parts<n>& parts, const T* record, int64_t width, T x, Scalars<Rule, T>& k,
+                               double threshold, T* w, T* sums) {
+    if constexpr (owing == Owing::derived) k.own[Rule::unit] = has_units ? effective(record[n_runs * width]) : T(1);
+    double mark = 0;
+    if constexpr (has_marks(owing)) std::memcpy(&mark, record + n_runs * width, sizeof(double));
+    const T owed = T(larger(threshold - mark, 0.0));
+    parts.each(
+        [=](int64_t first, int64_t place) SKOPTIM_INLINE { return load_part(sums + place, record, width, first); },
+        [=](int64_t, int64_t place, const Part& part) SKOPTIM_INLINE {
+          T runs[n_runs][n], weight[n];
+          for (int j = 0; j < n_runs; ++j) store(part.runs[j], runs[j]);
+          each_lane<n>([&](int i) SKOPTIM_INLINE {
+            if constexpr (owing == Owing::derived) {
+              const T s[] = {runs[0][i], runs[1][i]};
+              weight[i] = Rule::weight(T(0), s, k.common, k.own);
+            } else {
+              weight[i] = has_marks(owing) ? soft_threshold(runs[0][i], owed) : runs[0][i];
+            }
+          });
+          const auto v = load<V>(weight);
+          if (owing != Owing::scaled) store(v, w + place);
+          store(part.other + x * v, sums + place);
+        });
+  }
+
+  // A step of a column with gradient factor * d.
+  SKOPTIM_HD static void step(const Parts<n>& parts, T* record, int64_t width, T factor, Scalars<Rule, T>& k,
+                              double mark, bool is_worker, const T* w, const T* d) {
+    if constexpr (owing == Owing::derived) k.own[Rule::unit] = has_units ? effective(record[n_runs * width]) : T(1);
+    parts.each(
+        [=](int64_t first, int64_t place) SKOPTIM_INLINE {
+          return load_part(owing == Owing::scaled ? record + first : w + place, record, width, first);
+        },
+        [=](int64_t first, int64_t, const Part& part) SKOPTIM_INLINE {
+          T runs[n_runs][n], weight[n], g[n];
+          for (int j = 0; j < n_runs; ++j) store(part.runs[j], runs[j]);
+          store(part.other, weight);
+          store(factor * load<V>(d + first), g);
+          each_lane<n>([&](int i) SKOPTIM_INLINE {
+            if constexpr (owing == Owing::derived) {
+              T s[] = {runs[0][i], runs[1][i]};
+              Rule::advance(weight[i], g[i], s, k.common, k.own);
+              runs[0][i] = s[0], runs[1][i] = s[1];
+            } else {
+              T none[1] = {};
+              update_with<Rule, has_marks(owing) ? Extras::lasso : Extras::none>(weight[i], g[i], none, k.common, k.own);
+              runs[0][i] = weight[i];
+            }
+          });
+          for (int j = 0; j < n_runs; ++j) store(load<V>(runs[j]), record + j * width + first);
+        });
+    if constexpr (has_marks(owing)) {
+      double before;
+      std::memcpy(&before, record + n_runs * width, sizeof(double));
+      const double after = is_worker ? larger(before, mark) : mark;
+      std::memcpy(record + n_runs * width, &after, sizeof(double));
+    }
+  }
+};
+
+SKOPTIM_END
