@@ -142,6 +142,53 @@ def test_rows_of_every_length_are_trained_like_dense_data(name, penalty, dtype, 
     np.testing.assert_allclose(sparse.intercept_, dense.intercept_, rtol=0, atol=atol)
 
 
+CHEAPLY_OWED = {"sgd": SGD(0.1), "ftrl": FTRL(0.1), "normalized_ftrl": NormalizedFTRL()}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("penalty", [None, "l1", "l2", "elasticnet"])
+@pytest.mark.parametrize("name", CHEAPLY_OWED)
+def test_any_number_of_outputs_is_trained_like_dense_data(name, penalty, dtype):
+    """Outputs go by parts that fill vectors, of which the last may share some with another."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((90, 300)) * (rng.random((90, 300)) < 0.05)
+    X = X.astype(dtype)
+    wide = sp.csr_matrix(X)
+    wide.indices, wide.indptr = wide.indices.astype(np.int64), wide.indptr.astype(np.int64)
+    model = SGDClassifier("log_loss", penalty=penalty, optimizer=CHEAPLY_OWED[name], alpha=1e-3)
+    model.set_params(max_iter=2, tol=None, random_state=0)
+    for n_classes in range(3, 41):
+        y = np.arange(90) % n_classes
+        dense = clone(model).fit(X, y)
+        sparse = clone(model).fit(wide if n_classes % 2 else sp.csr_matrix(X), y)
+        atol = (1e-9 if dtype == "float64" else 1e-4) * np.abs(dense.coef_).max()
+        np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=0, atol=atol)
+        np.testing.assert_allclose(sparse.intercept_, dense.intercept_, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", CHEAPLY_OWED)
+def test_nothing_behind_the_last_row_is_read(name, dtype):
+    """A row's last vector goes on behind the row, unless there is nothing of the matrix left."""
+    rng = np.random.default_rng(0)
+    model = SGDClassifier("log_loss", penalty="l1", optimizer=CHEAPLY_OWED[name], alpha=1e-3)
+    model.set_params(max_iter=2, tol=None, random_state=0)
+    for n_last in range(40):
+        lengths = np.array([3, 0, 7, n_last, 0][: 5 if n_last % 2 else 4])
+        indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        columns = [np.sort(rng.choice(50, n, replace=False)) for n in lengths]
+        data = np.full(indptr[-1] + 64, np.nan, dtype)
+        data[: indptr[-1]] = rng.standard_normal(indptr[-1])
+        indices = np.full(indptr[-1] + 64, 2**30, np.int32)
+        indices[: indptr[-1]] = np.concatenate(columns)
+        X = sp.csr_matrix((len(lengths), 50), dtype=dtype)
+        X.data, X.indices, X.indptr = data[: indptr[-1]], indices[: indptr[-1]], indptr
+        y = np.arange(len(lengths)) % 2
+        dense, sparse = clone(model).fit(X.toarray(), y), clone(model).fit(X, y)
+        atol = (1e-9 if dtype == "float64" else 1e-4) * np.abs(dense.coef_).max()
+        np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
 def test_normalized_ftrl_is_ftrl_in_units_of_the_data(sparse):
     X, y = sparse_problem()
