@@ -166,6 +166,21 @@ def test_any_number_of_outputs_is_trained_like_dense_data(name, penalty, dtype):
         np.testing.assert_allclose(sparse.intercept_, dense.intercept_, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("n_classes", [2, 9])
+def test_scaled_weights_are_brought_back_to_size_between_rows(n_classes):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((400, 450)) * (rng.random((400, 450)) < 0.85) / 20
+    y = np.arange(400) % n_classes
+    model = SGDClassifier("log_loss", penalty="elasticnet", alpha=30.0, l1_ratio=1e-6)
+    model.set_params(optimizer=SGD(0.1), max_iter=2, tol=None, random_state=0)
+    factor = 1 / (1 + 0.1 * 30)
+    assert factor**400 < 1e-150, "the product of all factors leaves its range"
+    dense, sparse = clone(model).fit(X, y), clone(model).fit(sp.csr_matrix(X), y)
+    assert sparse.coef_.any()
+    atol = 1e-9 * np.abs(dense.coef_).max()
+    np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", CHEAPLY_OWED)
 def test_nothing_behind_the_last_row_is_read(name, dtype):
@@ -567,7 +582,7 @@ def test_wide_columns_at_the_edges_of_what_is_allowed(optimizer, penalty, monkey
 # Threads that train at once.
 
 
-def private_features(n_samples=300, n_each=2):
+def private_features(n_samples=300, n_each=2, n_classes=3):
     """Return samples of which no two share a feature: threads cannot meet."""
     rng = np.random.default_rng(0)
     columns = rng.permutation(n_samples * n_each)
@@ -580,17 +595,17 @@ def private_features(n_samples=300, n_each=2):
         shape=(n_samples, len(columns)),
     )
     X.sort_indices()
-    return X, rng.integers(0, 3, n_samples)
+    return X, rng.integers(0, n_classes, n_samples)
 
 
 @pytest.mark.parametrize("penalty", [None, "l1", "l2"])
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize(("n_classes", "batch_size"), [(2, 1), (3, 1), (3, 4), (10, 1)])
 @pytest.mark.parametrize("optimizer", ELEMENTWISE.values(), ids=ELEMENTWISE)
 def test_asynchronous_training_without_meetings_is_the_sequential_one(
-    optimizer, batch_size, penalty, monkeypatch
+    optimizer, n_classes, batch_size, penalty, monkeypatch
 ):
     monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
-    X, y = private_features()
+    X, y = private_features(n_classes=n_classes)
     model = SGDClassifier(
         "log_loss",
         optimizer=optimizer,

@@ -6,10 +6,12 @@
 
 #include "cpu_averages.hpp"
 #include "cpu_rules.hpp"
+#include "cpu_vectors.hpp"
 
 SKOPTIM_BEGIN
 
-// From the cheapest way to the dearest. Those that store weights scaled divide them by the product of all factors so far, see UniformIdle.
+// From the cheapest way to the dearest. Those that store weights scaled divide them by the product of all factors so
+// far, see UniformIdle.
 enum class Owing {
   derived,      // not at all: the weight is a function of the state and of the last step's scalars
   scaled,       // by that product alone
@@ -19,6 +21,17 @@ enum class Owing {
 constexpr bool stores_weights(Owing owing) { return owing != Owing::derived; }
 constexpr bool has_marks(Owing owing) { return owing >= Owing::thresholded; }
 constexpr bool scales(Owing owing) { return owing == Owing::scaled || owing == Owing::thresholded; }
+
+// What L1 still takes from a weight that was paid at the mark; nothing where another worker has taken more.
+template <class T>
+SKOPTIM_HD T owed_amount(double threshold, double mark) { return T(larger(threshold - mark, 0.0)); }
+
+// Sets the mark of a record. Beside other workers the larger one stays: one of these may have paid more.
+template <class T>
+SKOPTIM_HD void set_mark(T* place, double mark, bool is_worker) {
+  if (is_worker) mark = larger(load<double>(place), mark);
+  store(mark, place);
+}
 
 // The cheapest way in which a step can be owed.
 template <class Rule, class T>

@@ -11,7 +11,7 @@
 
 SKOPTIM_BEGIN
 
-// The entries of a row. Its last vector goes on with what is stored behind the row, times zero.
+// The entries of a row. Its last vector goes on with what is stored behind the row.
 template <class Index, class T>
 class RowInVectors {
  public:
@@ -39,22 +39,13 @@ class RowInVectors {
   [[gnu::always_inline]] inline void each_vector(Visit visit) const {
     for (int64_t e = 0; e < n_; e += lanes<T>) {
       const int64_t n = n_ - e;
-      const bool is_full = n >= lanes<T>, is_there = is_full || !is_at_end_;
-      auto x = load<Vector<T>>(is_there ? values_ + e : last_values_);
-      if (!is_full) x = first_of(x, n);
+      const bool is_there = n >= lanes<T> || !is_at_end_;
+      const auto x = load<Vector<T>>(is_there ? values_ + e : last_values_);
       visit(is_there ? columns_ + e : last_columns_, x, std::min<int64_t>(n, lanes<T>));
     }
   }
 
  private:
-  // The first n numbers, and zeros.
-  [[gnu::always_inline]] static Vector<T> first_of(Vector<T> x, int64_t n) {
-    Vector<T> number;
-    for (int i = 0; i < lanes<T>; ++i) number[i] = T(i);
-    const auto mask = number < Vector<T>{} + T(n);
-    return (Vector<T>)((std::remove_const_t<decltype(mask)>)x & mask);
-  }
-
   const Index* columns_;
   const T* values_;
   int64_t n_;
@@ -63,15 +54,25 @@ class RowInVectors {
   T last_values_[lanes<T>];
 };
 
+// The first n numbers, and zeros.
+template <class T>
+SKOPTIM_HD Vector<T> first_of(Vector<T> x, int64_t n) {
+  Vector<T> number;
+  for (int i = 0; i < lanes<T>; ++i) number[i] = T(i);
+  const auto mask = number < Vector<T>{} + T(n);
+  return (Vector<T>)((std::remove_const_t<decltype(mask)>)x & mask);
+}
+
 // What the records of a vector of columns hold, and their weights.
 template <class Rule, class T>
 struct alignas(vector_bytes) ColumnsOfVector {
   T w[lanes<T>], slots[std::max(Rule::n_slots, 1)][lanes<T>], unit[lanes<T>];
 };
 
-// How rows of columns that are not `recorded` are trained.
+// How columns of one output that are not `recorded` are trained.
 template <class Rule, class T, Owing owing, bool has_units>
-struct VectorsOf {
+struct NarrowColumns {
+  static_assert(!(has_units && has_marks(owing)), "both would lie behind the slots");
   static constexpr int64_t of_a_mark = sizeof(double) / sizeof(T);
   static constexpr int64_t at_unit = stores_weights(owing) + Rule::n_slots, at_mark = at_unit + has_units;
   static constexpr int64_t record_size = at_mark + (has_marks(owing) ? of_a_mark : 0);
@@ -84,7 +85,7 @@ struct VectorsOf {
     constexpr int n_lanes = 64 / sizeof(T), n_sums = n_lanes / lanes<T>;
     Vector<T> sums[n_sums] = {};
     if constexpr (owing == Owing::derived && !has_units) k.own[Rule::unit] = T(1);
-    row.each_vector([=, &sums, which = 0](const auto* columns, Vector<T> x, int64_t) mutable SKOPTIM_INLINE {
+    row.each_vector([=, &sums, which = 0](const auto* columns, Vector<T> x, int64_t n) mutable SKOPTIM_INLINE {
       ColumnsOfVector<Rule, T>& c = *vectors++;
       const auto at = [=](int i) SKOPTIM_INLINE { return records + int64_t(columns[i]) * record_size; };
       if constexpr (owing == Owing::derived) {
@@ -100,12 +101,13 @@ struct VectorsOf {
       }
       if constexpr (has_marks(owing)) {
         double mark[lanes<T>];
-        for (int i = 0; i < lanes<T>; ++i) std::memcpy(&mark[i], at(i) + at_mark, sizeof(double));
+        for (int i = 0; i < lanes<T>; ++i) mark[i] = load<double>(at(i) + at_mark);
         each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
-          c.w[i] = soft_threshold(c.w[i], T(larger(threshold - mark[i], 0.0)));
+          c.w[i] = soft_threshold(c.w[i], owed_amount<T>(threshold, mark[i]));
         });
       }
-      sums[which] += load<Vector<T>>(c.w) * x;
+      const auto product = load<Vector<T>>(c.w) * x;
+      sums[which] += n < lanes<T> ? first_of<T>(product, n) : product;
       which = (which + 1) % n_sums;
     });
     T sum[n_lanes];
@@ -115,7 +117,7 @@ struct VectorsOf {
     return sum[0];
   }
 
-  // A step of these vectors, with gradient factor * x. Columns get the mark; beside other workers the larger one.
+  // A step of these vectors, with gradient factor * x; columns get the mark.
   template <class Row>
   [[gnu::always_inline]] static void step(const Row& row, T* records, Scalars<Rule, T> k, T factor, double mark,
                                           bool is_worker, ColumnsOfVector<Rule, T>* vectors) {
@@ -145,10 +147,7 @@ struct VectorsOf {
         for (int64_t i = 0; i < n; ++i) {
           *at(i) = c.w[i];
           if constexpr (has_marks(owing)) {
-            double before;
-            std::memcpy(&before, at(i) + at_mark, sizeof(double));
-            const double after = is_worker ? larger(before, mark) : mark;
-            std::memcpy(at(i) + at_mark, &after, sizeof(double));
+            set_mark(at(i) + at_mark, mark, is_worker);
           }
         }
       }

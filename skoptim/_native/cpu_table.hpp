@@ -439,9 +439,7 @@ class RuleTable final : public LinearTable<T> {
     const int64_t* const number = taken_.number.data();
     copy_back<stored + n_slots>(taken_.runs().data() + !stored, n, width, records_.data(), layout_.size, number);
     if (has_marks(owing))
-      // Another worker may have paid more.
-      for (int64_t e = 0; e < n; ++e)
-        set_mark(at(number[e]), is_worker() ? larger(taken_.mark[e * width], mark) : mark);
+      for (int64_t e = 0; e < n; ++e) set_mark(at(number[e]) + layout_.mark, mark, is_worker());
     if (averaging_)
       for (int64_t e = 0; e < n; ++e)
         std::memcpy(at(number[e]) + layout_.average, &taken_.average[e * width], width * sizeof(double));
@@ -544,10 +542,8 @@ class RuleTable final : public LinearTable<T> {
     const double* const mark = taken_.mark.data();
     T* const w = taken_.w.data();
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) w[i] = soft_threshold(w[i], owed_amount(threshold, mark[i]));
+    for (int64_t i = 0; i < n; ++i) w[i] = soft_threshold(w[i], owed_amount<T>(threshold, mark[i]));
   }
-  // Nothing where another worker has taken more.
-  static T owed_amount(double threshold, double mark) { return T(larger(threshold - mark, 0.0)); }
 
   // Calls visit(first, n) with all columns taken out, some at a time.
   template <class Visit>
@@ -569,10 +565,12 @@ class RuleTable final : public LinearTable<T> {
     const int64_t touched = std::min(task.longest_row * task.batch_size, task.x.n_stored());
     if (width_ == 1) vectors_.resize(std::max(int64_t(vectors_.size()), task.longest_row / lanes<T> + 1));
     taken_.reserve(std::min(n_columns_, touched), width_, n_slots, has_units_, has_marks(layout_.owing), averaging_);
-    // Outputs come in parts, which may share some.
-    const int64_t padded = width_ < fills_vectors ? width_ : width_ + lanes<T>;
-    sums_.resize(padded);
-    taken_.w.resize(std::max(int64_t(taken_.w.size()), std::min(n_columns_, touched) * padded));
+    if (steps_in_place() && task.batch_size == 1 && layout_.owing != Owing::recorded) {
+      // Parts of outputs may share some.
+      const int64_t padded = width_ + lanes<T>;
+      sums_.resize(padded);
+      weights_.resize(std::max(int64_t(weights_.size()), std::min(n_columns_, task.longest_row) * padded));
+    }
     scores_.resize(task.batch_size * width_);
     derivatives_.resize(task.batch_size * width_);
     bias_gradient_.resize(width_);
@@ -611,19 +609,21 @@ class RuleTable final : public LinearTable<T> {
   template <bool single, Owing owing>
   double train_row(const Task<T>& task, int64_t place, const Row& now) {
     prefetch(task, place);
-    const bool is_wide = !single && width_ >= fills_vectors;
-    if (outgrows_cache_ && !is_wide) prefetch_records(task, place);
+    const bool in_place = !single && steps_in_place() && (owing == Owing::recorded ? !(now.common.group_l1 > T(0)) : is_plain(task, now));
+    if (outgrows_cache_ && !in_place) prefetch_records(task, place);
     if constexpr (single && owing != Owing::recorded)
       if (is_plain(task, now)) return train_in_vectors<owing>(task, place, now);
     const T* x;
     const int64_t n = read_row(task.x, task.order[place], taken_.number.data(), &x);
     keep_columns(taken_.number.data(), n);
-    if constexpr (!single && owing != Owing::recorded)
-      if (is_wide && is_plain(task, now))
-        return width_ < lanes<T> ? train_in_parts<owing, std::min(int(fills_vectors), lanes<T>)>(task, place, x, n, now)
-                                 : train_in_parts<owing, lanes<T>>(task, place, x, n, now);
-    if (is_wide && !averaging_ && !(now.common.group_l1 > T(0)))
-      return train_wide_row<owing>(task, place, x, n, now);
+    if (in_place) {
+      if constexpr (owing == Owing::recorded)
+        return train_recorded_in_place(task, place, x, n, now);
+      else if (width_ < lanes<T>)
+        return train_in_parts<owing, std::min(int(fills_vectors), lanes<T>)>(task, place, x, n, now);
+      else
+        return train_in_parts<owing, lanes<T>>(task, place, x, n, now);
+    }
     take<single, owing>(n);
     const T* const w = taken_.w.data();
     if (single) {
@@ -648,6 +648,8 @@ class RuleTable final : public LinearTable<T> {
     return loss;
   }
 
+  // Whether what a column holds for all outputs fills vectors, and is not copied.
+  bool steps_in_place() const { return width_ >= fills_vectors && !averaging_; }
   // Whether a step is nothing but the rule and the penalty, and weights are not bounded by the step before, either.
   bool is_plain(const Task<T>& task, const Row& now) const {
     const Common<T>& c = now.common;
@@ -668,18 +670,18 @@ class RuleTable final : public LinearTable<T> {
   }
   template <Owing owing, bool has_units, class Index>
   double train_in_vectors(const Task<T>& task, int64_t place, const Row& now) {
-    using Vectors = VectorsOf<Rule, T, owing, has_units>;
+    using Narrow = NarrowColumns<Rule, T, owing, has_units>;
     const RowInVectors<Index, T> row(task.x, task.order[place]);
     keep_columns(row.columns(), row.size());
-    scores_[0] = Vectors::weigh(row, records_.data(), *in_force_, rest_.threshold, vectors_.data());
+    scores_[0] = Narrow::weigh(row, records_.data(), *in_force_, rest_.threshold, vectors_.data());
     count_step<owing>(now, 1);
     const double loss = loss_of_one(task, place);
     const T d = derivatives_[0];
     if (d != T(0)) {
       if constexpr (scales(owing))
-        Vectors::step(row, records_.data(), scaled_, d * scaled_gradient_, mark<owing>(), is_worker(), vectors_.data());
+        Narrow::step(row, records_.data(), scaled_, d * scaled_gradient_, mark<owing>(), is_worker(), vectors_.data());
       else
-        Vectors::step(row, records_.data(), now, d, 0.0, false, vectors_.data());
+        Narrow::step(row, records_.data(), now, d, 0.0, false, vectors_.data());
     }
     update_intercept<true>(task, now);
     return loss;
@@ -698,7 +700,7 @@ class RuleTable final : public LinearTable<T> {
     const Parts<size> parts(width_);
     const int64_t stride = parts.padded();
     const int64_t* const number = taken_.number.data();
-    T* const w = taken_.w.data();
+    T* const w = weights_.data();
     T* const sums = sums_.data();
     std::fill_n(sums, stride, T(0));
     Row in_force = *in_force_;
@@ -706,7 +708,7 @@ class RuleTable final : public LinearTable<T> {
       if (e + columns_ahead < n) prefetch_record(at(number[e + columns_ahead]));
       Wide::weigh(parts, at(number[e]), width_, x[e], in_force, rest_.threshold, w + e * stride, sums);
     }
-    prefetch_first_records(task, place + 1);
+    prefetch_first_records(task, place + stride_);
     parts.each([=](int64_t, int64_t from) { return sums + from; },
                [scores = scores_.data()](int64_t first, int64_t, const T* from) { std::copy_n(from, size, scores + first); });
     count_step<owing>(now, 1);
@@ -722,27 +724,37 @@ class RuleTable final : public LinearTable<T> {
     return loss;
   }
 
-  // The same for many outputs: only the weights are copied.
-  template <Owing owing>
-  double train_wide_row(const Task<T>& task, int64_t place, const T* x, int64_t n, const Row& now) {
+  // The same where columns are paid by the record: only the weights are copied.
+  double train_recorded_in_place(const Task<T>& task, int64_t place, const T* x, int64_t n, const Row& now) {
     const int64_t* const number = taken_.number.data();
     T* const w = taken_.w.data();
-    Row in_force = *in_force_, step = now;
     std::fill_n(scores_.data(), width_, T(0));
     for (int64_t e = 0; e < n; ++e) {
       T* const record = at(number[e]);
       if (e + columns_ahead < n) prefetch_record(at(number[e + columns_ahead]));
-      weights_of<owing>(record, w + e * width_, in_force);
+      const int64_t from = int64_t(mark_of(record));
+      if (from < now_)
+        Driver::pay_run(run_of(record, record), has_units_ ? effective(record[layout_.unit]) : T(1), nullptr, width_,
+                        steps_->steps(), from, now_);
+      // (Another worker may have paid more.)
+      if (from < now_ || !is_worker()) set_mark(record + layout_.mark, double(now_), false);
+      copy_run(record, w + e * width_, width_);
       add_scaled(scores_.data(), w + e * width_, x[e], width_);
     }
-    prefetch_first_records(task, place + 1);
-    count_step<owing>(now, 1);
+    prefetch_first_records(task, place + stride_);
+    count_step<Owing::recorded>(now, 1);
     const double loss = loss_of(task, place, 1);
     const T* const d = derivatives_.data();
     if (any_derivative(1)) {
       const T factor = clipping(task, d, width_, T(math::sqrt(dot(x, x, n))));
-      for (int64_t e = 0; e < n; ++e)
-        step_record<owing>(at(number[e]), w + e * width_, d, factor * x[e], step);
+      Row step = now;
+      for (int64_t e = 0; e < n; ++e) {
+        T* const record = at(number[e]);
+        if constexpr (Rule::contains_penalty)
+          if (has_units_) step.own[Rule::unit] = effective(record[layout_.unit]);
+        Driver::update_run(run_of(record, record), d, factor * x[e], width_, step);
+        set_mark(record + layout_.mark, mark<Owing::recorded>(), is_worker());
+      }
     }
     update_intercept<false>(task, now);
     return loss;
@@ -750,12 +762,15 @@ class RuleTable final : public LinearTable<T> {
 
   // Of wide records each is fetched ahead: while a row is visited, and the first ones of the next while it is stepped.
   static constexpr int64_t columns_ahead = 20;
-  [[gnu::always_inline]] inline void prefetch_first_records(const Task<T>& task, int64_t place) const {
-    if (place >= task.n_samples) return;
-    int64_t left = columns_ahead;
-    visit_entries(task.x, task.order + place, 0, 1, [&](int64_t, int64_t column, T) {
-      if (left-- > 0) prefetch_record(at(column));
-    });
+  void prefetch_first_records(const Task<T>& task, int64_t place) const {
+    if (place < task.n_samples)
+      task.x.wide ? prefetch_first_records<int64_t>(task.x, task.order[place]) : prefetch_first_records<int32_t>(task.x, task.order[place]);
+  }
+  template <class Index>
+  [[gnu::always_inline]] inline void prefetch_first_records(const Matrix<T>& x, int64_t row) const {
+    const Index* const indptr = static_cast<const Index*>(x.indptr);
+    const int64_t begin = int64_t(indptr[row]), end = std::min(begin + columns_ahead, int64_t(indptr[row + 1]));
+    for (int64_t e = begin; e < end; ++e) prefetch_record(at(int64_t(static_cast<const Index*>(x.indices)[e])));
   }
   [[gnu::always_inline]] inline void prefetch_record(const T* record) const {
     for (int64_t i = 0; i < layout_.size; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(record + i, 1);
@@ -805,58 +820,7 @@ class RuleTable final : public LinearTable<T> {
     }
   }
 
-  // Lets scalars have the unit of a column.
-  [[gnu::always_inline]] inline void set_unit(Row& row, const T* record) const {
-    if constexpr (Rule::contains_penalty)
-      if (has_units_) row.own[Rule::unit] = effective(record[layout_.unit]);
-  }
-
-  // Pays a column, and copies its weights.
-  template <Owing owing>
-  [[gnu::always_inline]] inline void weights_of(T* record, T* w, Row& in_force) {
-    set_unit(in_force, record);
-    if constexpr (owing == Owing::derived) {
-      Driver::derive_run(run_of(record, w), width_, in_force);
-    } else if constexpr (scales(owing)) {
-      copy_run(record, w, width_);
-      if (owing == Owing::thresholded) {
-        const T amount = owed_amount(rest_.threshold, mark_of(record));
-#pragma GCC ivdep
-        for (int64_t k = 0; k < width_; ++k) w[k] = soft_threshold(w[k], amount);
-      }
-    } else {
-      const int64_t from = int64_t(mark_of(record));
-      if (from < now_)
-        Driver::pay_run(run_of(record, record), has_units_ ? effective(record[layout_.unit]) : T(1), nullptr,
-                        width_, steps_->steps(), from, now_);
-      if (from < now_ || !is_worker()) set_mark(record, double(now_));
-      copy_run(record, w, width_);
-    }
-  }
-
-  // Takes a step of a column with gradient factor * d.
-  template <Owing owing>
-  [[gnu::always_inline]] inline void step_record(T* record, T* w, const T* d, T factor, Row& step) {
-    set_unit(step, record);
-    if constexpr (owing == Owing::derived) {
-      Driver::advance_run(run_of(record, w), d, factor, width_, step);
-      return;
-    }
-    if constexpr (scales(owing)) {
-      Driver::update_run(run_of(record, w), d, factor * scaled_gradient_, width_, scaled_);
-      copy_run(w, record, width_);
-    } else {
-      Driver::update_run(run_of(record, record), d, factor, width_, step);
-    }
-    if (has_marks(owing)) set_mark(record, is_worker() ? larger(mark_of(record), mark<owing>()) : mark<owing>());
-  }
-
-  double mark_of(const T* record) const {
-    double mark;
-    std::memcpy(&mark, record + layout_.mark, sizeof(double));
-    return mark;
-  }
-  void set_mark(T* record, double mark) const { std::memcpy(record + layout_.mark, &mark, sizeof(double)); }
+  double mark_of(const T* record) const { return SKOPTIM_ARCH::load<double>(record + layout_.mark); }
 
   // What the next but one row will touch; its indices were prefetched before.
   [[gnu::always_inline]] inline void prefetch_records(const Task<T>& task, int64_t place) {
@@ -1083,7 +1047,7 @@ class RuleTable final : public LinearTable<T> {
   int64_t now_ = 0;  // steps of the record that were taken
   Columns<T> taken_;
   std::vector<ColumnsOfVector<Rule, T>> vectors_;
-  std::vector<T> sums_;
+  std::vector<T> weights_, sums_;  // of a row's columns, by parts
   std::vector<int32_t> places_, position_;
   std::vector<T> left_;
   std::vector<T> scores_, derivatives_, bias_gradient_;

@@ -38,19 +38,20 @@ class Parts {
   const int64_t last_;
 };
 
-// How rows of columns that are not `recorded` are trained, n outputs at a time.
+// How columns that are not `recorded` are trained, n outputs at a time.
 template <class Rule, class T, Owing owing, bool has_units, int n>
 struct WideColumns {
+  static_assert(!(has_units && has_marks(owing)), "both would lie behind the slots");
   using V = typename VectorOf<T, n * sizeof(T)>::type;
   static constexpr int n_runs = stores_weights(owing) + Rule::n_slots;
 
-  // Of one part what is beside the runs of the record, and these.
-  struct Part {
-    V other, runs[n_runs];
+  // Of one part: what is given (sums or weights), and the runs of the record.
+  struct Loaded {
+    V given, runs[n_runs];
   };
-  SKOPTIM_HD static Part load_part(const T* other, const T* record, int64_t width, int64_t first) {
-    Part part;
-    part.other = load<V>(other);
+  SKOPTIM_HD static Loaded load_part(const T* given, const T* record, int64_t width, int64_t first) {
+    Loaded part;
+    part.given = load<V>(given);
     for (int j = 0; j < n_runs; ++j) part.runs[j] = load<V>(record + j * width + first);
     return part;
   }
@@ -60,12 +61,10 @@ struct WideColumns {
   SKOPTIM_HD static void weigh(const Parts<n>& parts, const T* record, int64_t width, T x, Scalars<Rule, T>& k,
                                double threshold, T* w, T* sums) {
     if constexpr (owing == Owing::derived) k.own[Rule::unit] = has_units ? effective(record[n_runs * width]) : T(1);
-    double mark = 0;
-    if constexpr (has_marks(owing)) std::memcpy(&mark, record + n_runs * width, sizeof(double));
-    const T owed = T(larger(threshold - mark, 0.0));
+    const T owed = has_marks(owing) ? owed_amount<T>(threshold, load<double>(record + n_runs * width)) : T(0);
     parts.each(
         [=](int64_t first, int64_t place) SKOPTIM_INLINE { return load_part(sums + place, record, width, first); },
-        [=](int64_t, int64_t place, const Part& part) SKOPTIM_INLINE {
+        [=](int64_t, int64_t place, const Loaded& part) SKOPTIM_INLINE {
           T runs[n_runs][n], weight[n];
           for (int j = 0; j < n_runs; ++j) store(part.runs[j], runs[j]);
           each_lane<n>([&](int i) SKOPTIM_INLINE {
@@ -78,7 +77,7 @@ struct WideColumns {
           });
           const auto v = load<V>(weight);
           if (owing != Owing::scaled) store(v, w + place);
-          store(part.other + x * v, sums + place);
+          store(part.given + x * v, sums + place);
         });
   }
 
@@ -90,10 +89,10 @@ struct WideColumns {
         [=](int64_t first, int64_t place) SKOPTIM_INLINE {
           return load_part(owing == Owing::scaled ? record + first : w + place, record, width, first);
         },
-        [=](int64_t first, int64_t, const Part& part) SKOPTIM_INLINE {
+        [=](int64_t first, int64_t, const Loaded& part) SKOPTIM_INLINE {
           T runs[n_runs][n], weight[n], g[n];
           for (int j = 0; j < n_runs; ++j) store(part.runs[j], runs[j]);
-          store(part.other, weight);
+          store(part.given, weight);
           store(factor * load<V>(d + first), g);
           each_lane<n>([&](int i) SKOPTIM_INLINE {
             if constexpr (owing == Owing::derived) {
@@ -108,12 +107,7 @@ struct WideColumns {
           });
           for (int j = 0; j < n_runs; ++j) store(load<V>(runs[j]), record + j * width + first);
         });
-    if constexpr (has_marks(owing)) {
-      double before;
-      std::memcpy(&before, record + n_runs * width, sizeof(double));
-      const double after = is_worker ? larger(before, mark) : mark;
-      std::memcpy(record + n_runs * width, &after, sizeof(double));
-    }
+    if constexpr (has_marks(owing)) set_mark(record + n_runs * width, mark, is_worker);
   }
 };
 
