@@ -146,7 +146,7 @@ CHEAPLY_OWED = {"sgd": SGD(0.1), "ftrl": FTRL(0.1), "normalized_ftrl": Normalize
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("penalty", [None, "l1", "l2", "elasticnet"])
+@pytest.mark.parametrize("penalty", [None, "l1", "l2", "elasticnet", Box(-0.05, 0.1)])
 @pytest.mark.parametrize("name", CHEAPLY_OWED)
 def test_any_number_of_outputs_is_trained_like_dense_data(name, penalty, dtype):
     """Outputs go by parts that fill vectors, of which the last may share some with another."""
