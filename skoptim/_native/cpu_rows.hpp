@@ -146,9 +146,7 @@ struct NarrowColumns {
         });
         for (int64_t i = 0; i < n; ++i) {
           *at(i) = c.w[i];
-          if constexpr (has_marks(owing)) {
-            set_mark(at(i) + at_mark, mark, is_worker);
-          }
+          if constexpr (has_marks(owing)) set_mark(at(i) + at_mark, mark, is_worker);
         }
       }
     });

@@ -609,10 +609,11 @@ class RuleTable final : public LinearTable<T> {
   template <bool single, Owing owing>
   double train_row(const Task<T>& task, int64_t place, const Row& now) {
     prefetch(task, place);
-    const bool in_place = !single && steps_in_place() && (owing == Owing::recorded ? !(now.common.group_l1 > T(0)) : is_plain(task, now));
+    const bool fits = owing == Owing::recorded ? !(now.common.group_l1 > T(0)) : is_plain(task, now);
+    const bool in_place = !single && steps_in_place() && fits;
     if (outgrows_cache_ && !in_place) prefetch_records(task, place);
     if constexpr (single && owing != Owing::recorded)
-      if (is_plain(task, now)) return train_in_vectors<owing>(task, place, now);
+      if (fits) return train_in_vectors<owing>(task, place, now);
     const T* x;
     const int64_t n = read_row(task.x, task.order[place], taken_.number.data(), &x);
     keep_columns(taken_.number.data(), n);
@@ -710,7 +711,7 @@ class RuleTable final : public LinearTable<T> {
     }
     prefetch_first_records(task, place + stride_);
     parts.each([=](int64_t, int64_t from) { return sums + from; },
-               [scores = scores_.data()](int64_t first, int64_t, const T* from) { std::copy_n(from, size, scores + first); });
+               [this](int64_t first, int64_t, const T* from) { std::copy_n(from, size, &scores_[first]); });
     count_step<owing>(now, 1);
     const double loss = loss_of(task, place, 1);
     const T* const d = derivatives_.data();
@@ -763,8 +764,9 @@ class RuleTable final : public LinearTable<T> {
   // Of wide records each is fetched ahead: while a row is visited, and the first ones of the next while it is stepped.
   static constexpr int64_t columns_ahead = 20;
   void prefetch_first_records(const Task<T>& task, int64_t place) const {
-    if (place < task.n_samples)
-      task.x.wide ? prefetch_first_records<int64_t>(task.x, task.order[place]) : prefetch_first_records<int32_t>(task.x, task.order[place]);
+    if (place >= task.n_samples) return;
+    const int64_t row = task.order[place];
+    task.x.wide ? prefetch_first_records<int64_t>(task.x, row) : prefetch_first_records<int32_t>(task.x, row);
   }
   template <class Index>
   [[gnu::always_inline]] inline void prefetch_first_records(const Matrix<T>& x, int64_t row) const {
@@ -889,8 +891,9 @@ class RuleTable final : public LinearTable<T> {
   // The same for one row and one output.
   double loss_of_one(const Task<T>& task, int64_t place) {
     double loss = 0;
-    derivatives_[0] = bias_gradient_[0] = task.loss->of_one(scores_[0] + shared_->intercept[0], task.targets, task.order[place],
-                                                            task.weights, task.loss_parameter, loss);
+    const T score = scores_[0] + shared_->intercept[0];
+    derivatives_[0] = bias_gradient_[0] =
+        task.loss->of_one(score, task.targets, task.order[place], task.weights, task.loss_parameter, loss);
     return loss;
   }
 

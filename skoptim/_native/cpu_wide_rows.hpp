@@ -1,7 +1,6 @@
 // A row of many outputs: what a column holds for all of them fills vectors where it lies.
 #pragma once
 #include <cstdint>
-#include <cstring>
 
 #include "cpu_owing.hpp"
 #include "cpu_vectors.hpp"
@@ -100,8 +99,9 @@ struct WideColumns {
               Rule::advance(weight[i], g[i], s, k.common, k.own);
               runs[0][i] = s[0], runs[1][i] = s[1];
             } else {
+              constexpr Extras extras = has_marks(owing) ? Extras::lasso : Extras::none;
               T none[1] = {};
-              update_with<Rule, has_marks(owing) ? Extras::lasso : Extras::none>(weight[i], g[i], none, k.common, k.own);
+              update_with<Rule, extras>(weight[i], g[i], none, k.common, k.own);
               runs[0][i] = weight[i];
             }
           });

@@ -80,8 +80,8 @@ SKOPTIM_HD T exp(T x) {
   using Bits = typename B::Bits;
   const Bits low_bits = __builtin_bit_cast(Bits, shifted) - __builtin_bit_cast(Bits, B::round);
   const T scale = __builtin_bit_cast(T, Bits((low_bits + B::bias) << B::mantissa));
-  // Without branches: for one score at a time compilers would make some.
-  return sum * (scale * T(!(x < B::low)) + (x > B::high ? std::numeric_limits<T>::infinity() : T(0)));
+  // The scale is chosen, and not the result: it is at hand earlier.
+  return sum * (x < B::low ? T(0) : (x > B::high ? std::numeric_limits<T>::infinity() : scale));
 }
 
 // exp(x) - 1.
