@@ -142,7 +142,29 @@ def test_rows_of_every_length_are_trained_like_dense_data(name, penalty, dtype, 
     np.testing.assert_allclose(sparse.intercept_, dense.intercept_, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("penalty", ["l1", "l2", "elasticnet"])
+@pytest.mark.parametrize("rate", [0.3, InverseScaling(0.3, power=0.1)], ids=["", "scheduled"])
+def test_debts_of_adagrad_that_differ_by_orders_of_magnitude(rate, penalty, dtype, monkeypatch):
+    """Small ones are paid by a short series, and the largest step by step, in the same vectors."""
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    rng = np.random.default_rng(0)
+    scales = 10.0 ** rng.uniform(-4, 0, 60)
+    X = (rng.standard_normal((300, 60)) * (rng.random((300, 60)) < 0.3) * scales).astype(dtype)
+    y = X / scales @ rng.standard_normal(60) > 0
+    options = {"penalty": penalty, "alpha": 1e-3, "max_iter": 3, "tol": None, "random_state": 0}
+    model = SGDClassifier("log_loss", optimizer=Adagrad(rate), **options)
+    dense, sparse = clone(model).fit(X, y), clone(model).fit(sp.csr_matrix(X), y)
+    pulls = 1e-3 * 0.3 / np.sqrt(dense.optimizer_state_.slots["accumulator"])
+    assert (pulls < 2.0**-10).any()
+    assert (pulls > 2.0**-6).any()
+    atol = (1e-9 if dtype == "float64" else 1e-4) * np.abs(dense.coef_).max()
+    np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=0, atol=atol)
+
+
 CHEAPLY_OWED = {"sgd": SGD(0.1), "ftrl": FTRL(0.1), "normalized_ftrl": NormalizedFTRL()}
+# Those that go over a row of one output vector by vector.
+FILLING_VECTORS = CHEAPLY_OWED | {"momentum": SGD(0.1, momentum=0.9), "adagrad": Adagrad(0.1)}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -182,11 +204,12 @@ def test_scaled_weights_are_brought_back_to_size_between_rows(n_classes):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", CHEAPLY_OWED)
-def test_nothing_behind_the_last_row_is_read(name, dtype):
+@pytest.mark.parametrize("name", FILLING_VECTORS)
+def test_nothing_behind_the_last_row_is_read(name, dtype, monkeypatch):
     """A row's last vector goes on behind the row, unless there is nothing of the matrix left."""
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
     rng = np.random.default_rng(0)
-    model = SGDClassifier("log_loss", penalty="l1", optimizer=CHEAPLY_OWED[name], alpha=1e-3)
+    model = SGDClassifier("log_loss", penalty="l1", optimizer=FILLING_VECTORS[name], alpha=1e-3)
     model.set_params(max_iter=2, tol=None, random_state=0)
     for n_last in range(40):
         lengths = np.array([3, 0, 7, n_last, 0][: 5 if n_last % 2 else 4])

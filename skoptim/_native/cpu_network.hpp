@@ -192,18 +192,24 @@ int64_t read_row(const Matrix<T>& x, int64_t row, int64_t* columns, const T** va
 }
 
 // Rows are visited in a random order, so the processor cannot guess the next one: it is told.
+// The further ones of many lines it guesses, and what is fetched too early drives out what is needed before.
 // (Inlined by force: a call to a function that only prefetches may be removed as having no effect.)
 template <class Index, class T>
 [[gnu::always_inline]] inline void prefetch(const Task<T>& task, int64_t place) {
-  constexpr int64_t rows_ahead = 8, line = 64;
+  constexpr int64_t rows_ahead = 4, line = 64, lines_ahead = 8;
   const Index* const indptr = static_cast<const Index*>(task.x.indptr);
   if (place + 3 * rows_ahead < task.n_samples) __builtin_prefetch(indptr + task.order[place + 3 * rows_ahead]);
   if (place + rows_ahead >= task.n_samples) return;
   const int64_t row = task.order[place + rows_ahead];
   const int64_t begin = int64_t(indptr[row]), end = int64_t(indptr[row + 1]);
   const Index* const indices = static_cast<const Index*>(task.x.indices);
-  for (int64_t e = begin; e < end; e += line / int64_t(sizeof(Index))) __builtin_prefetch(indices + e);
-  for (int64_t e = begin; e < end; e += line / int64_t(sizeof(T))) __builtin_prefetch(task.x.data + e);
+  const auto fetch = [=](const auto* entries) SKOPTIM_INLINE {
+    constexpr int64_t of_a_line = line / int64_t(sizeof(*entries));
+    for (int64_t e = begin; e < std::min(end, begin + lines_ahead * of_a_line); e += of_a_line)
+      __builtin_prefetch(entries + e);
+  };
+  fetch(indices);
+  fetch(task.x.data);
   if (task.targets.labels)
     __builtin_prefetch(task.targets.labels + row);
   else

@@ -125,4 +125,78 @@ class Record {
   bool closed_ = false, averaging_ = false, one_rate_ = true;
 };
 
+// Paying coefficients of columns each of which has a debt of its own by the record, as long as a closed form holds.
+template <class Rule, class T>
+class OwnDebts {
+ public:
+  // Steps before `now` are owed.
+  OwnDebts(const Record<Rule, T>& record, int64_t now)
+      : steps_(record.steps()), now_(now), has_one_rate_(record.has_one_rate()), has_form_(has_form(steps_)),
+        are_any_(now > 0 && (steps_.averaging || !rests<Rule>(row()))) {
+    if constexpr (is_uniform_idle<Rule>)
+      // (-700: a moment that lasts for one step is gone.)
+      if (now > 0) log_fade_ = larger(math::log(double(Rule::memory(scalars()))), -700.0);
+  }
+
+  bool are_any() const { return are_any_; }
+  // Whether there is one, and the steps are not replayed.
+  bool have_form() const { return has_form_; }
+
+  // If there are any: pays n coefficients, whose columns have been paid up to their marks. `left` has room for as many.
+  [[gnu::always_inline]] inline void pay(const Run<T>& run, const double* mark, int64_t n, T* left) const {
+    if constexpr (std::is_same_v<Rule, Adagrad>) pay_adagrad(run, mark, n, left);
+    if constexpr (is_uniform_idle<Rule>) pay_uniform(run, mark, n, left);
+    if constexpr (Fading<Rule>::holds) FadingDebts<Rule, T>::pay_columns(run, n, steps_, mark, now_);
+  }
+
+ private:
+  static bool has_form(const Steps<T>& steps) {
+    if (steps.averaging) return false;
+    if (std::is_same_v<Rule, Adagrad>) return steps.closed_idle;
+    if (is_uniform_idle<Rule>) return pays_uniformly<Rule>(steps);
+    return Fading<Rule>::holds && steps.fading.holds;
+  }
+
+  const T* row() const { return steps_.row(now_ - 1); }
+  const T* scalars() const { return row() + n_common; }
+
+  [[gnu::always_inline]] inline void pay_adagrad(const Run<T>& run, const double* mark, int64_t n, T* left) const {
+    const Common<T> c = load_common(row());
+    const auto pay_all = [&](auto varies, auto debt) SKOPTIM_INLINE {
+      return pay_adagrad_columns<varies()>(run.w, run.slots[0], n, c, scalars()[0], debt, left);
+    };
+    // Another worker may have paid more.
+    const double rate = c.learning_rate;
+    const auto at_one_rate = [=, now = now_](int64_t e) SKOPTIM_INLINE {
+      return AdagradDebt{larger(double(now) - mark[e], 0.0), rate, 0.0};
+    };
+    const auto at_any_rate = [=, now = now_, rates = steps_.decay, squares = steps_.threshold](int64_t e) SKOPTIM_INLINE {
+      const int64_t from = std::min(int64_t(mark[e]), now);
+      return AdagradDebt::of(double(now - from), rates[now] - rates[from], squares[now] - squares[from]);
+    };
+    if (has_one_rate_ ? pay_all(std::false_type{}, at_one_rate) : pay_all(std::true_type{}, at_any_rate))
+      pay_left(run, mark, n, left);
+  }
+
+  [[gnu::always_inline]] inline void pay_uniform(const Run<T>& run, const double* mark, int64_t n, T* left) const {
+    const auto debt = [=, now = now_](int64_t e) SKOPTIM_INLINE {
+      // Another worker may have paid more.
+      const int64_t from = std::min(int64_t(mark[e]), now);
+      return UniformDebt::of(steps_, from, now, math::exp(double(now - from) * log_fade_));
+    };
+    if (pay_uniform_columns<Rule>(run, n, row(), debt, left)) pay_left(run, mark, n, left);
+  }
+
+  // Those that have no debt in closed form.
+  void pay_left(const Run<T>& run, const double* mark, int64_t n, const T* left) const {
+    for (int64_t e = 0; e < n; ++e)
+      if (left[e] != T(0)) pay_each<Rule>(run.from(e), T(1), nullptr, 1, steps_, int64_t(mark[e]), now_);
+  }
+
+  const Steps<T> steps_;
+  const int64_t now_;
+  const bool has_one_rate_, has_form_, are_any_;
+  double log_fade_ = 0.0;
+};
+
 SKOPTIM_END

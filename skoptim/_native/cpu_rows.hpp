@@ -67,44 +67,54 @@ SKOPTIM_HD Vector<T> first_of(Vector<T> x, int64_t n) {
 template <class Rule, class T>
 struct alignas(vector_bytes) ColumnsOfVector {
   T w[lanes<T>], slots[std::max(Rule::n_slots, 1)][lanes<T>], unit[lanes<T>];
+
+  Run<T> run() {
+    Run<T> run{w, {}, nullptr};
+    for (int j = 0; j < Rule::n_slots; ++j) run.slots[j] = slots[j];
+    return run;
+  }
 };
 
-// How columns of one output that are not `recorded` are trained.
+// How columns of one output are trained.
 template <class Rule, class T, Owing owing, bool has_units>
 struct NarrowColumns {
   static_assert(!(has_units && has_marks(owing)), "both would lie behind the slots");
+  using Columns = ColumnsOfVector<Rule, T>;
   static constexpr int64_t of_a_mark = sizeof(double) / sizeof(T);
-  static constexpr int64_t at_unit = stores_weights(owing) + Rule::n_slots, at_mark = at_unit + has_units;
+  static constexpr int n_numbers = stores_weights(owing) + Rule::n_slots;
+  static constexpr int64_t at_unit = n_numbers, at_mark = at_unit + has_units;
   static constexpr int64_t record_size = at_mark + (has_marks(owing) ? of_a_mark : 0);
 
-  // Fills vectors, and returns the sum of weights times values. `threshold`: what L1 has taken in all.
-  template <class Row>
-  [[gnu::always_inline]] static T weigh(const Row& row, const T* records, Scalars<Rule, T> k, double threshold,
-                                        ColumnsOfVector<Rule, T>* vectors) {
+  // Fills vectors, and returns the sum of weights times values. `pay(c, mark, n)` pays what n columns owe, if `owes`.
+  template <class Row, class Pay>
+  [[gnu::always_inline]] static T weigh(const Row& row, const T* records, Scalars<Rule, T> k, Columns* vectors,
+                                        bool owes, Pay pay) {
     // The sum is made in as many lanes on every instruction set.
     constexpr int n_lanes = 64 / sizeof(T), n_sums = n_lanes / lanes<T>;
     Vector<T> sums[n_sums] = {};
     if constexpr (owing == Owing::derived && !has_units) k.own[Rule::unit] = T(1);
     row.each_vector([=, &sums, which = 0](const auto* columns, Vector<T> x, int64_t n) mutable SKOPTIM_INLINE {
-      ColumnsOfVector<Rule, T>& c = *vectors++;
+      Columns& c = *vectors++;
       const auto at = [=](int i) SKOPTIM_INLINE { return records + int64_t(columns[i]) * record_size; };
+      if constexpr (n_numbers == 2)
+        load_two<T>(at, number(c, 0), number(c, 1));
+      else
+        for (int j = 0; j < n_numbers; ++j)
+          store(vector_of<T>([=](int i) SKOPTIM_INLINE { return at(i)[j]; }), number(c, j));
       if constexpr (owing == Owing::derived) {
-        load_two<T>(at, c.slots[0], c.slots[1]);
         if constexpr (has_units) store(vector_of<T>([=](int i) SKOPTIM_INLINE { return at(i)[at_unit]; }), c.unit);
         each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
           const T s[] = {c.slots[0][i], c.slots[1][i]};
           if constexpr (has_units) k.own[Rule::unit] = c.unit[i] = effective(c.unit[i]);
           c.w[i] = Rule::weight(T(0), s, k.common, k.own);
         });
-      } else {
-        store(vector_of<T>([=](int i) SKOPTIM_INLINE { return *at(i); }), c.w);
       }
-      if constexpr (has_marks(owing)) {
+      if (has_marks(owing) && owes) {
+        // In whole vectors: they are read so again at once.
         double mark[lanes<T>];
-        for (int i = 0; i < lanes<T>; ++i) mark[i] = load<double>(at(i) + at_mark);
-        each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
-          c.w[i] = soft_threshold(c.w[i], owed_amount<T>(threshold, mark[i]));
-        });
+        for (int j = 0; j < lanes<T>; j += lanes<double>)
+          store(vector_of<double>([=](int i) SKOPTIM_INLINE { return load<double>(at(j + i) + at_mark); }), mark + j);
+        pay(c, mark, n);
       }
       const auto product = load<Vector<T>>(c.w) * x;
       sums[which] += n < lanes<T> ? first_of<T>(product, n) : product;
@@ -118,38 +128,47 @@ struct NarrowColumns {
   }
 
   // A step of these vectors, with gradient factor * x; columns get the mark.
-  template <class Row>
+  template <Extras extras, class Row>
   [[gnu::always_inline]] static void step(const Row& row, T* records, Scalars<Rule, T> k, T factor, double mark,
-                                          bool is_worker, ColumnsOfVector<Rule, T>* vectors) {
+                                          bool is_worker, Columns* vectors) {
     if constexpr (owing == Owing::derived && !has_units) k.own[Rule::unit] = T(1);
     row.each_vector([=](const auto* columns, Vector<T> x, int64_t n) mutable SKOPTIM_INLINE {
-      ColumnsOfVector<Rule, T>& c = *vectors++;
+      Columns& c = *vectors++;
       const auto at = [=](int i) SKOPTIM_INLINE { return records + int64_t(columns[i]) * record_size; };
       T g[lanes<T>];
       store(factor * x, g);
-      if constexpr (owing == Owing::derived) {
-        each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
-          T s[] = {c.slots[0][i], c.slots[1][i]};
-          if constexpr (has_units) k.own[Rule::unit] = c.unit[i];
+      each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
+        T s[slot_storage<Rule>] = {};
+        for (int j = 0; j < Rule::n_slots; ++j) s[j] = c.slots[j][i];
+        if constexpr (has_units) k.own[Rule::unit] = c.unit[i];
+        if constexpr (owing == Owing::derived)
           Rule::advance(c.w[i], g[i], s, k.common, k.own);
-          c.slots[0][i] = s[0], c.slots[1][i] = s[1];
-        });
-        if (n == lanes<T>)
-          store_two<T>(c.slots[0], c.slots[1], at);
         else
-          for (int64_t i = 0; i < n; ++i) at(i)[0] = c.slots[0][i], at(i)[1] = c.slots[1][i];
-      } else {
-        constexpr Extras extras = has_marks(owing) ? Extras::lasso : Extras::none;
-        each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
-          T none[1] = {};
-          update_with<Rule, extras>(c.w[i], g[i], none, k.common, k.own);
-        });
-        for (int64_t i = 0; i < n; ++i) {
-          *at(i) = c.w[i];
-          if constexpr (has_marks(owing)) set_mark(at(i) + at_mark, mark, is_worker);
-        }
+          update_with<Rule, extras>(c.w[i], g[i], s, k.common, k.own);
+        for (int j = 0; j < Rule::n_slots; ++j) c.slots[j][i] = s[j];
+      });
+      const auto put = [=, &c](int i) SKOPTIM_INLINE {
+        for (int j = 0; j < n_numbers; ++j) at(i)[j] = number(c, j)[i];
+      };
+      const auto put_mark = [=](int i) SKOPTIM_INLINE {
+        if constexpr (has_marks(owing)) set_mark(at(i) + at_mark, mark, is_worker);
+      };
+      if (n < lanes<T>) {
+        for (int i = 0; i < n; ++i) put(i), put_mark(i);
+        return;
       }
+      if constexpr (n_numbers == 2)
+        store_two<T>(number(c, 0), number(c, 1), at);
+      else
+        unrolled<lanes<T>>(put);
+      unrolled<lanes<T>>(put_mark);
     });
+  }
+
+ private:
+  // The j-th numbers of the records.
+  static T* number(Columns& c, int j) {
+    return stores_weights(owing) ? (j == 0 ? c.w : c.slots[j - 1]) : c.slots[j];
   }
 };
 

@@ -195,7 +195,7 @@ struct RuleDriver {
       const auto debt = [count = owed.steps, mean = owed.mean, variance = owed.variance](int64_t) {
         return AdagradDebt{count, mean, variance};
       };
-      return pay_adagrad<true>(weights, slot, size, c, row[n_common], debt, is_left);
+      return pay_adagrad_columns<true>(weights, slot, size, c, row[n_common], debt, is_left);
     };
     for (int64_t i = 0; i < n; i += replayed_together) {
       const Run<T> part = run.from(i);
@@ -228,7 +228,7 @@ struct RuleDriver {
     for (int64_t i = 0; i < n; i += replayed_together) {
       const Run<T> part = run.from(i);
       const int64_t size = std::min<int64_t>(replayed_together, n - i);
-      if (!pay_uniform<Rule>(part, size, row, [=](int64_t) { return debt; }, left)) continue;
+      if (!pay_uniform_columns<Rule>(part, size, row, [=](int64_t) { return debt; }, left)) continue;
       for (int64_t j = 0; j < size; ++j)
         if (left[j] != T(0)) pay_each<Rule>(part.from(j), T(1), nullptr, 1, steps, from, to);
     }

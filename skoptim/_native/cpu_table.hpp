@@ -76,6 +76,9 @@ class RuleTable final : public LinearTable<T> {
   static constexpr double smallest_decay = sizeof(T) == 4 ? 1e-20 : 1e-150;
   // A table beyond this is not found in the second level of a usual cache.
   static constexpr int64_t cache_bytes = 1 << 20;
+  // Whether what the columns of a row owe by the record is paid as their vectors are filled. (Adam and its kin are faster
+  // with all columns of the row filled before.)
+  static constexpr bool may_pay_in_vectors = std::is_same_v<Rule, Adagrad> || is_uniform_idle<Rule>;
   // Columns that are taken out together when all are visited.
   static constexpr int64_t chunk = 512;
   // Numbers of a record; behind the last record there is room for so many.
@@ -470,71 +473,20 @@ class RuleTable final : public LinearTable<T> {
     if (owing == Owing::derived) return Driver::derive_run(run, n * width_, *in_force_);
     if (owing == Owing::scaled) return;
     if (owing == Owing::thresholded) return threshold(n * width_);
-    if (now_ == 0) return;
-    const Steps<T> steps = steps_->steps();
-    if constexpr (std::is_same_v<Rule, Adagrad>)
-      if (steps.closed_idle && !averaging_) return pay_adagrad_taken(n * width_, steps);
+    const OwnDebts<Rule, T> debts(*steps_, now_);
+    if (!debts.are_any()) return;
     // With many coefficients in a column, its debt is the same for them all, and they fill vectors.
-    if constexpr (is_uniform_idle<Rule>)
-      if (width_ < fills_vectors && !averaging_ && pays_uniformly<Rule>(steps))
-        return pay_uniform_taken(n * width_, steps);
-    if constexpr (Fading<Rule>::holds)
-      if (width_ < fills_vectors && !averaging_ && steps.fading.holds)
-        return FadingDebts<Rule, T>::pay_columns(run, n * width_, steps, taken_.mark.data(), now_);
+    if (width_ < fills_vectors && debts.have_form()) {
+      left_.resize(std::max<size_t>(left_.size(), n * width_));
+      return debts.pay(run, taken_.mark.data(), n * width_, left_.data());
+    }
+    const Steps<T> steps = steps_->steps();
     for (int64_t i = 0; i < n * width_; i += width_) {
       const int64_t from = int64_t(taken_.mark[i]);
       if (from < now_)
         Driver::pay_run(run.from(i), has_units_ ? taken_.unit[i] : T(1),
                         averaging_ ? &taken_.average[i] : nullptr, width_, steps, from, now_);
     }
-  }
-
-  // Coefficients are paid together, each its own debt.
-  void pay_adagrad_taken(int64_t n, const Steps<T>& steps) {
-    const T* const row = steps.row(now_ - 1);
-    if (rests<Rule>(row)) return;
-    const Common<T> c = load_common(row);
-    const double* const mark = taken_.mark.data();
-    const int64_t now = now_;
-    const auto pay_all = [&](auto varies, auto debt) {
-      return pay_adagrad<varies()>(taken_.w.data(), taken_.slots[0].data(), n, c, row[n_common], debt, left_for(n));
-    };
-    // Another worker may have paid more.
-    const double rate = c.learning_rate;
-    const auto at_one_rate = [=](int64_t e) { return AdagradDebt{larger(double(now) - mark[e], 0.0), rate, 0.0}; };
-    const auto at_any_rate = [=](int64_t e) {
-      const int64_t from = std::min(int64_t(mark[e]), now);
-      return AdagradDebt::of(double(now - from), steps.decay[now] - steps.decay[from],
-                             steps.threshold[now] - steps.threshold[from]);
-    };
-    if (steps_->has_one_rate() ? pay_all(std::false_type{}, at_one_rate) : pay_all(std::true_type{}, at_any_rate))
-      pay_left(n, steps);
-  }
-
-  // Which of n coefficients have no debt in closed form: marked by one function,
-  T* left_for(int64_t n) {
-    left_.resize(std::max<size_t>(left_.size(), n));
-    return left_.data();
-  }
-  // and paid one by one by the other.
-  void pay_left(int64_t n, const Steps<T>& steps) {
-    for (int64_t e = 0; e < n; ++e)
-      if (left_[e] != T(0))
-        pay_each<Rule>(taken_.run(has_units_).from(e), T(1), nullptr, 1, steps, int64_t(taken_.mark[e]), now_);
-  }
-
-  void pay_uniform_taken(int64_t n, const Steps<T>& steps) {
-    const T* const row = steps.row(now_ - 1);
-    const double* const mark = taken_.mark.data();
-    const int64_t now = now_;
-    // (-700: a moment that lasts for one step is gone.)
-    const double log_fade = larger(math::log(double(Rule::memory(row + n_common))), -700.0);
-    const auto debt = [=](int64_t e) SKOPTIM_INLINE {
-      // Another worker may have paid more.
-      const int64_t from = std::min(int64_t(mark[e]), now);
-      return UniformDebt::of(steps, from, now, math::exp(double(now - from) * log_fade));
-    };
-    if (pay_uniform<Rule>(taken_.run(has_units_), n, row, debt, left_for(n))) pay_left(n, steps);
   }
 
   void threshold(int64_t n) {
@@ -583,6 +535,8 @@ class RuleTable final : public LinearTable<T> {
   template <bool single, Owing owing>
   double train_steps(const Task<T>& task) {
     double loss = 0;
+    if constexpr (owing == Owing::recorded && may_pay_in_vectors)
+      pays_in_vectors_ = OwnDebts<Rule, T>(*steps_, now_).have_form();
     ScalarReader<Rule, T> rows(task.scalars);
     int64_t own = first_step_;
     for (int64_t step = 0; step < task.scalars.n_steps; ++step) {
@@ -609,11 +563,11 @@ class RuleTable final : public LinearTable<T> {
   template <bool single, Owing owing>
   double train_row(const Task<T>& task, int64_t place, const Row& now) {
     prefetch(task, place);
-    const bool fits = owing == Owing::recorded ? !(now.common.group_l1 > T(0)) : is_plain(task, now);
+    const bool fits = !single && owing == Owing::recorded ? !(now.common.group_l1 > T(0)) : is_plain(task, now);
     const bool in_place = !single && steps_in_place() && fits;
     if (outgrows_cache_ && !in_place) prefetch_records(task, place);
-    if constexpr (single && owing != Owing::recorded)
-      if (fits) return train_in_vectors<owing>(task, place, now);
+    if constexpr (single && (owing != Owing::recorded || may_pay_in_vectors))
+      if (fits && (owing != Owing::recorded || pays_in_vectors_)) return train_in_vectors<owing>(task, place, now);
     const T* x;
     const int64_t n = read_row(task.x, task.order[place], taken_.number.data(), &x);
     keep_columns(taken_.number.data(), n);
@@ -672,17 +626,39 @@ class RuleTable final : public LinearTable<T> {
   template <Owing owing, bool has_units, class Index>
   double train_in_vectors(const Task<T>& task, int64_t place, const Row& now) {
     using Narrow = NarrowColumns<Rule, T, owing, has_units>;
+    using Vectors = ColumnsOfVector<Rule, T>;
     const RowInVectors<Index, T> row(task.x, task.order[place]);
     keep_columns(row.columns(), row.size());
-    scores_[0] = Narrow::weigh(row, records_.data(), *in_force_, rest_.threshold, vectors_.data());
+    const auto weigh = [&](bool owes, auto pay) SKOPTIM_INLINE {
+      return Narrow::weigh(row, records_.data(), *in_force_, vectors_.data(), owes, pay);
+    };
+    if constexpr (owing == Owing::recorded) {
+      const OwnDebts<Rule, T> debts(*steps_, now_);
+      scores_[0] = weigh(debts.are_any(), [&](Vectors& c, const double* mark, int64_t n) SKOPTIM_INLINE {
+        T left[lanes<T>];
+        debts.pay(c.run(), mark, n, left);
+      });
+    } else {
+      scores_[0] = weigh(true, [threshold = rest_.threshold](Vectors& c, const double* mark, int64_t) SKOPTIM_INLINE {
+        each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
+          c.w[i] = soft_threshold(c.w[i], owed_amount<T>(threshold, mark[i]));
+        });
+      });
+    }
     count_step<owing>(now, 1);
     const double loss = loss_of_one(task, place);
     const T d = derivatives_[0];
+    const auto step = [&](auto extras, const Row& scalars, T factor) SKOPTIM_INLINE {
+      Narrow::template step<extras()>(row, records_.data(), scalars, factor, mark<owing>(), is_worker(),
+                                      vectors_.data());
+    };
     if (d != T(0)) {
-      if constexpr (scales(owing))
-        Narrow::step(row, records_.data(), scaled_, d * scaled_gradient_, mark<owing>(), is_worker(), vectors_.data());
+      if constexpr (owing == Owing::derived)
+        step(with<Extras::none>{}, now, d);
+      else if constexpr (scales(owing))
+        step(with<has_marks(owing) ? Extras::lasso : Extras::none>{}, scaled_, d * scaled_gradient_);
       else
-        Narrow::step(row, records_.data(), now, d, 0.0, false, vectors_.data());
+        choose_extras(now, [&](auto extras) SKOPTIM_INLINE { step(extras, now, d); });
     }
     update_intercept<true>(task, now);
     return loss;
@@ -877,6 +853,18 @@ class RuleTable final : public LinearTable<T> {
     return loss;
   }
 
+  template <Extras extras>
+  using with = std::integral_constant<Extras, extras>;
+  template <class Visit>
+  static void choose_extras(const Row& now, Visit visit) {
+    switch (extras(now.common)) {
+      case Extras::none: return visit(with<Extras::none>{});
+      case Extras::ridge: return visit(with<Extras::ridge>{});
+      case Extras::lasso: return visit(with<Extras::lasso>{});
+      default: return visit(with<Extras::any>{});
+    }
+  }
+
   // Loss and derivatives of the mean over n samples, from scores without the intercepts.
   double loss_of(const Task<T>& task, int64_t begin, int64_t n) {
     for (int64_t i = 0; i < n; ++i)
@@ -1050,6 +1038,7 @@ class RuleTable final : public LinearTable<T> {
   int64_t now_ = 0;  // steps of the record that were taken
   Columns<T> taken_;
   std::vector<ColumnsOfVector<Rule, T>> vectors_;
+  bool pays_in_vectors_ = false;
   std::vector<T> weights_, sums_;  // of a row's columns, by parts
   std::vector<int32_t> places_, position_;
   std::vector<T> left_;

@@ -21,7 +21,8 @@ bool pays_uniformly(const Steps<T>& steps) {
 // `debt(i)` returns that of the i-th coefficient; left[i] is 1, not 0, where the closed form does not hold and
 // all is still to be paid. Returns whether there is any such.
 template <class Rule, bool lasso, class T, class Debt>
-bool pay_uniform_as(const Run<T>& run, int64_t n, T held, Debt debt, T* left) {
+[[gnu::always_inline]] inline bool pay_uniform_as(const Run<T>& run, int64_t n, T held, Debt debt,
+                                                  T* left) {
   constexpr bool has_moment = UniformIdle<Rule>::has_moment;
   T* const w = run.w;
   T* const moment = run.slots[0];
@@ -41,7 +42,8 @@ bool pay_uniform_as(const Run<T>& run, int64_t n, T held, Debt debt, T* left) {
   return total > T(0);
 }
 template <class Rule, class T, class Debt>
-bool pay_uniform(const Run<T>& run, int64_t n, const T* row, Debt debt, T* left) {
+[[gnu::always_inline]] inline bool pay_uniform_columns(const Run<T>& run, int64_t n, const T* row, Debt debt,
+                                                       T* left) {
   const Common<T> c = load_common(row);
   if (!(c.l1 > T(0))) return pay_uniform_as<Rule, false>(run, n, T(0), debt, left);
   return pay_uniform_as<Rule, true>(run, n, Idle<Rule>::held(c, row + n_common), debt, left);

@@ -5,7 +5,12 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #include "platform.hpp"
 
@@ -53,9 +58,29 @@ SKOPTIM_HD void each_lane(Visit visit) {
   for (int i = 0; i < n; ++i) visit(i);
 }
 
+// The same one after the other, without a loop.
+template <int n, class Visit>
+SKOPTIM_HD void unrolled(Visit visit) {
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) visit(i);
+}
+
+// {f(v[0]), f(v[1]), ...} for a function without branches.
+template <class V, class Function>
+SKOPTIM_HD V map(V v, Function f) {
+  std::remove_const_t<std::remove_reference_t<decltype(v[0])>> number[sizeof(V) / sizeof(v[0])];
+  store(v, number);
+  each_lane<int(sizeof(V) / sizeof(v[0]))>([&](int i) SKOPTIM_INLINE { number[i] = f(number[i]); });
+  return load<V>(number);
+}
+
 // Whether a comparison of vectors holds anywhere.
 template <class Mask>
 SKOPTIM_HD bool any(Mask mask) {
+#if defined(__AVX512F__)
+  // (Words of a vector that long are taken out one by one, in two dozen instructions.)
+  if constexpr (sizeof(Mask) == 64) return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0;
+#endif
   int64_t words[sizeof(Mask) / 8], found = 0;
   std::memcpy(words, &mask, sizeof(Mask));
   for (const int64_t word : words) found |= word;
