@@ -19,9 +19,9 @@ struct AdagradDebt {
   }
 };
 
-// A vector of them: debt(i) returns that of the i-th. left[i] becomes 1, not 0, where the closed form does not hold and the
-// weight is still to be paid; returns whether there is any such. The penalty, and whether rates vary, are known when
-// compiling: roots, quotients, logarithms and exponentials take most of the time.
+// A vector of them: debt(i) returns that of the i-th. left[i] becomes 1, not 0, where the closed form does not hold and
+// the weight is still to be paid; returns whether there is any such. The penalty, and whether rates vary, are known
+// when compiling: roots, quotients, logarithms and exponentials take most of the time.
 template <bool has_l1, bool has_l2, bool varies, class T, class Debt>
 [[gnu::always_inline]] inline bool pay_adagrad_vector(T* weights, const T* accumulator, const Common<T>& c, T epsilon,
                                                       Debt debt, T* left) {

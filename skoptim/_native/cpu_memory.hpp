@@ -21,14 +21,19 @@ class Memory {
     if (size == 0) return;
     const size_t bytes = size_t(size) * sizeof(T);
 #ifdef __linux__
-    if (bytes >= 2 * page) {
-      data_ = static_cast<T*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-      if (data_ == MAP_FAILED) {
-        data_ = nullptr;
-        throw std::bad_alloc();
-      }
-      mapped_ = true;
-      madvise(data_, bytes, MADV_HUGEPAGE);  // Refused where it is switched off, which does no harm.
+    if (bytes >= page) {
+      // Whole large pages, as they lie in memory; what is reserved beside them to find them goes back.
+      const size_t whole = (bytes + page - 1) / page * page;
+      void* const reserved =
+          mmap(nullptr, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (reserved == MAP_FAILED) throw std::bad_alloc();
+      char* const first = static_cast<char*>(reserved);
+      const size_t before = (page - reinterpret_cast<uintptr_t>(first) % page) % page;
+      if (before > 0) munmap(first, before);
+      if (before < page) munmap(first + before + whole, page - before);
+      data_ = reinterpret_cast<T*>(first + before);
+      mapped_ = whole;
+      madvise(data_, whole, MADV_HUGEPAGE);  // Refused where it is switched off, which does no harm.
       return;
     }
 #endif
@@ -44,7 +49,7 @@ class Memory {
     if (borrowed_) return;
 #ifdef __linux__
     if (mapped_) {
-      munmap(data_, size_t(size_) * sizeof(T));
+      munmap(data_, mapped_);
       return;
     }
 #endif
@@ -54,7 +59,8 @@ class Memory {
   void discard([[maybe_unused]] int64_t n) {
 #ifdef __linux__
     const size_t end = size_t(n) * sizeof(T) / page * page;
-    if (mapped_ && end > discarded_) madvise(reinterpret_cast<char*>(data_) + discarded_, end - discarded_, MADV_DONTNEED);
+    if (mapped_ && end > discarded_)
+      madvise(reinterpret_cast<char*>(data_) + discarded_, end - discarded_, MADV_DONTNEED);
     discarded_ = std::max(discarded_, end);
 #endif
   }
@@ -81,8 +87,8 @@ class Memory {
   }
   T* data_ = nullptr;
   int64_t size_ = 0;
-  bool mapped_ = false, borrowed_ = false;
-  size_t discarded_ = 0;  // bytes
+  bool borrowed_ = false;
+  size_t mapped_ = 0, discarded_ = 0;  // bytes
 };
 
 SKOPTIM_END

@@ -88,6 +88,27 @@ struct ElementwiseLoss {
     return weight * Loss::derivative(z, y, parameter);
   }
 
+  static double of_few(const T* z, int64_t n_outputs, const Targets<T>& targets, int64_t row, const T* weights,
+                       T parameter, T* d) {
+    const T weight = weights ? weights[row] : T(1);
+    T y[fills_vectors], value[fills_vectors];
+    if (targets.labels) {
+      const T label = T(targets.labels[row] - targets.first_class);
+      for (int k = 0; k < fills_vectors; ++k) y[k] = label == T(k) ? T(1) : T(-1);
+    } else {
+      for (int k = 0; k < fills_vectors; ++k) y[k] = k < n_outputs ? targets.values[row * n_outputs + k] : T(1);
+    }
+#pragma GCC unroll 1
+#pragma GCC ivdep
+    for (int k = 0; k < fills_vectors; ++k) {
+      value[k] = k < n_outputs ? Loss::value(z[k], y[k], parameter) : T(0);
+      d[k] = weight * Loss::derivative(z[k], y[k], parameter);
+    }
+    double total = 0;
+    for (const T loss : value) total += loss;
+    return double(weight) * total;
+  }
+
   // Targets and weights of some scores; (row, output) pairs are numbered row by row.
   static void look_up(const Targets<T>& targets, const int64_t* rows, int64_t first, const T* weights, int64_t n_outputs,
                       int64_t begin, int64_t size, T* y, T* weight) {
@@ -116,12 +137,13 @@ struct ElementwiseLoss {
 };
 
 #define SKOPTIM_LOSS_ENTRY(NAME, LOSS) \
-  LossKernel<T>{NAME, ElementwiseLoss<LOSS, T>::batch, ElementwiseLoss<LOSS, T>::of_one},
+  LossKernel<T>{NAME, ElementwiseLoss<LOSS, T>::batch, ElementwiseLoss<LOSS, T>::of_one, \
+                ElementwiseLoss<LOSS, T>::of_few},
 
 template <class T>
 struct LossList {
   static constexpr LossKernel<T> entries[] = {
-      SKOPTIM_LOSSES(SKOPTIM_LOSS_ENTRY) LossKernel<T>{"multinomial", Multinomial<T>::batch, nullptr}};
+      SKOPTIM_LOSSES(SKOPTIM_LOSS_ENTRY) LossKernel<T>{"multinomial", Multinomial<T>::batch, nullptr, nullptr}};
   static constexpr int size = sizeof(entries) / sizeof(entries[0]);
 };
 

@@ -170,7 +170,8 @@ class OwnDebts {
     const auto at_one_rate = [=, now = now_](int64_t e) SKOPTIM_INLINE {
       return AdagradDebt{larger(double(now) - mark[e], 0.0), rate, 0.0};
     };
-    const auto at_any_rate = [=, now = now_, rates = steps_.decay, squares = steps_.threshold](int64_t e) SKOPTIM_INLINE {
+    const double *const rates = steps_.decay, *const squares = steps_.threshold;
+    const auto at_any_rate = [=, now = now_](int64_t e) SKOPTIM_INLINE {
       const int64_t from = std::min(int64_t(mark[e]), now);
       return AdagradDebt::of(double(now - from), rates[now] - rates[from], squares[now] - squares[from]);
     };

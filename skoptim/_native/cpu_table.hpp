@@ -76,8 +76,8 @@ class RuleTable final : public LinearTable<T> {
   static constexpr double smallest_decay = sizeof(T) == 4 ? 1e-20 : 1e-150;
   // A table beyond this is not found in the second level of a usual cache.
   static constexpr int64_t cache_bytes = 1 << 20;
-  // Whether what the columns of a row owe by the record is paid as their vectors are filled. (Adam and its kin are faster
-  // with all columns of the row filled before.)
+  // Whether what the columns of a row owe by the record is paid as their vectors are filled. (Adam and its kin are
+  // faster with all columns of the row filled before.)
   static constexpr bool may_pay_in_vectors = std::is_same_v<Rule, Adagrad> || is_uniform_idle<Rule>;
   // Columns that are taken out together when all are visited.
   static constexpr int64_t chunk = 512;
@@ -523,8 +523,8 @@ class RuleTable final : public LinearTable<T> {
       sums_.resize(padded);
       weights_.resize(std::max(int64_t(weights_.size()), std::min(n_columns_, task.longest_row) * padded));
     }
-    scores_.resize(task.batch_size * width_);
-    derivatives_.resize(task.batch_size * width_);
+    for (auto* values : {&scores_, &derivatives_})
+      values->resize(std::max(task.batch_size * width_, fills_vectors));
     bias_gradient_.resize(width_);
     if (task.batch_size > 1) {
       places_.resize(touched);
@@ -869,6 +869,12 @@ class RuleTable final : public LinearTable<T> {
   double loss_of(const Task<T>& task, int64_t begin, int64_t n) {
     for (int64_t i = 0; i < n; ++i)
       add_scaled(&scores_[i * width_], shared_->intercept.data(), T(1), width_);
+    if (n == 1 && width_ < fills_vectors && task.loss->of_few) {
+      const double loss = task.loss->of_few(scores_.data(), width_, task.targets, task.order[begin], task.weights,
+                                            task.loss_parameter, derivatives_.data());
+      std::copy_n(derivatives_.data(), width_, bias_gradient_.data());
+      return loss;
+    }
     const double loss =
         task.loss->batch(scores_.data(), n, width_, task.targets, task.order + begin, 0, task.weights,
                          task.loss_parameter, T(1) / T(n), derivatives_.data());
