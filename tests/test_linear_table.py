@@ -19,7 +19,7 @@ from skoptim import SGDClassifier, SGDRegressor
 from skoptim._training import Trainer
 from skoptim.optimizers import FTRL, SGD, Adagrad, Adam, NormalizedFTRL, RMSprop
 from skoptim.penalties import Box, GroupL1, NonNegative
-from skoptim.schedules import InverseScaling, Step, Warmup
+from skoptim.schedules import Cosine, InverseScaling, Step, Warmup
 
 # Long rests.
 
@@ -158,6 +158,31 @@ def test_debts_of_adagrad_that_differ_by_orders_of_magnitude(rate, penalty, dtyp
     pulls = 1e-3 * 0.3 / np.sqrt(dense.optimizer_state_.slots["accumulator"])
     assert (pulls < 2.0**-10).any()
     assert (pulls > 2.0**-6).any()
+    atol = (1e-9 if dtype == "float64" else 1e-4) * np.abs(dense.coef_).max()
+    np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=0, atol=atol)
+
+
+RESTING_AT_THE_END = {
+    "adagrad": Adagrad(Cosine(0.5, 1000), weight_decay=0.01),
+    # Factors of the first steps are negative: no scaled weights.
+    "sgd": SGD(Cosine(2.0, 1000), weight_decay=0.6),
+    "momentum": SGD(Cosine(0.3, 1000), momentum=0.5, weight_decay=0.1),
+    "adam": Adam(Cosine(0.1, 1000), weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+@pytest.mark.parametrize("name", RESTING_AT_THE_END)
+def test_debts_are_paid_though_the_last_steps_rest(name, n_classes, dtype, monkeypatch):
+    """Where the rate comes to zero nothing more is owed, but what was owed before still is."""
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    rng = np.random.default_rng(0)
+    X = (rng.standard_normal((400, 300)) * (rng.random((400, 300)) < 0.02)).astype(dtype)
+    y = (X @ rng.standard_normal((300, n_classes))).argmax(axis=1)
+    model = SGDClassifier("log_loss", penalty=None, optimizer=RESTING_AT_THE_END[name])
+    model.set_params(max_iter=3, tol=None, random_state=0)
+    dense, sparse = clone(model).fit(X, y), clone(model).fit(sp.csr_matrix(X), y)
     atol = (1e-9 if dtype == "float64" else 1e-4) * np.abs(dense.coef_).max()
     np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=0, atol=atol)
 

@@ -30,7 +30,7 @@ class Memory {
       char* const first = static_cast<char*>(reserved);
       const size_t before = (page - reinterpret_cast<uintptr_t>(first) % page) % page;
       if (before > 0) munmap(first, before);
-      if (before < page) munmap(first + before + whole, page - before);
+      munmap(first + before + whole, page - before);
       data_ = reinterpret_cast<T*>(first + before);
       mapped_ = whole;
       madvise(data_, whole, MADV_HUGEPAGE);  // Refused where it is switched off, which does no harm.

@@ -213,12 +213,13 @@ int64_t read_row(const Matrix<T>& x, int64_t row, int64_t* columns, const T** va
   return x.wide ? read_row<int64_t>(x, row, columns, values) : read_row<int32_t>(x, row, columns, values);
 }
 
-// Rows are visited in a random order, so the processor cannot guess the next one: it is told.
-// The further ones of many lines it guesses, and what is fetched too early drives out what is needed before.
+// Rows are visited in a random order, so the processor cannot guess the next one, `stride` places on: it is told. The
+// further ones of many lines it guesses, and what is fetched too early drives out what is needed before.
 // (Inlined by force: a call to a function that only prefetches may be removed as having no effect.)
 template <class Index, class T>
-[[gnu::always_inline]] inline void prefetch(const Task<T>& task, int64_t place) {
-  constexpr int64_t rows_ahead = 4, line = 64, lines_ahead = 8;
+[[gnu::always_inline]] inline void prefetch(const Task<T>& task, int64_t place, int64_t stride) {
+  constexpr int64_t line = 64, lines_ahead = 8;
+  const int64_t rows_ahead = 4 * stride;
   const Index* const indptr = static_cast<const Index*>(task.x.indptr);
   if (place + 3 * rows_ahead < task.n_samples) __builtin_prefetch(indptr + task.order[place + 3 * rows_ahead]);
   if (place + rows_ahead >= task.n_samples) return;
@@ -240,8 +241,8 @@ template <class Index, class T>
 }
 
 template <class T>
-[[gnu::always_inline]] inline void prefetch(const Task<T>& task, int64_t place) {
-  task.x.wide ? prefetch<int64_t>(task, place) : prefetch<int32_t>(task, place);
+[[gnu::always_inline]] inline void prefetch(const Task<T>& task, int64_t place, int64_t stride = 1) {
+  task.x.wide ? prefetch<int64_t>(task, place, stride) : prefetch<int32_t>(task, place, stride);
 }
 
 template <class T>

@@ -86,6 +86,7 @@ class Record {
       std::copy_n(rows(t - begin), width, &rows_[t * width]);
       const bool same = load_common(&rows_[t * width]).learning_rate == load_common(&rows_[0]).learning_rate;
       one_rate_ = same && (t == 0 || one_rate_);
+      owes_nothing_ = rests<Rule>(&rows_[t * width]) && (t == 0 || owes_nothing_);
     }
     for (auto* sums : {&decay_, &threshold_, &averaged_, &highest_rate_, &lead_}) sums->resize(end + 1);
     if (Fading<Rule>::holds) {
@@ -105,6 +106,8 @@ class Record {
   // Forgets the last steps.
   void truncate(int64_t n_steps) { n_steps_ = std::min(n_steps_, n_steps); }
   bool has_one_rate() const { return one_rate_; }
+  // In any of the steps.
+  bool owes_nothing() const { return owes_nothing_; }
   int64_t bytes() const {
     const int64_t of_fading = Fading<Rule>::holds ? n_fading_factors * sizeof(T) + sizeof(FadingStep) : 0;
     return n_steps_ * int64_t(width_ * sizeof(T) + 5 * sizeof(double) + of_fading);
@@ -122,7 +125,7 @@ class Record {
   FadingConstants fading_{};
   std::vector<double> decay_, threshold_, averaged_, highest_rate_, lead_;
   int64_t n_steps_ = 0, width_ = 0;
-  bool closed_ = false, averaging_ = false, one_rate_ = true;
+  bool closed_ = false, averaging_ = false, one_rate_ = true, owes_nothing_ = true;
 };
 
 // Paying coefficients of columns each of which has a debt of its own by the record, as long as a closed form holds.
@@ -132,7 +135,7 @@ class OwnDebts {
   // Steps before `now` are owed.
   OwnDebts(const Record<Rule, T>& record, int64_t now)
       : steps_(record.steps()), now_(now), has_one_rate_(record.has_one_rate()), has_form_(has_form(steps_)),
-        are_any_(now > 0 && (steps_.averaging || !rests<Rule>(row()))) {
+        are_any_(now > 0 && (steps_.averaging || !record.owes_nothing())) {
     if constexpr (is_uniform_idle<Rule>)
       // (-700: a moment that lasts for one step is gone.)
       if (now > 0) log_fade_ = larger(math::log(double(Rule::memory(scalars()))), -700.0);

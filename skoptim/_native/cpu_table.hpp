@@ -562,7 +562,7 @@ class RuleTable final : public LinearTable<T> {
   // A batch of one row: its columns are all different, and its values are their inputs.
   template <bool single, Owing owing>
   double train_row(const Task<T>& task, int64_t place, const Row& now) {
-    prefetch(task, place);
+    prefetch(task, place, stride_);
     const bool fits = !single && owing == Owing::recorded ? !(now.common.group_l1 > T(0)) : is_plain(task, now);
     const bool in_place = !single && steps_in_place() && fits;
     if (outgrows_cache_ && !in_place) prefetch_records(task, place);
@@ -611,7 +611,7 @@ class RuleTable final : public LinearTable<T> {
     return !averaging_ && !(task.clip_norm < SKOPTIM_INFINITY) && !(c.clip_value < T(SKOPTIM_INFINITY)) &&
            !is_boxed(c) && !is_boxed(in_force_->common) && !(c.group_l1 > T(0));
   }
-  // The same for one output, and columns whose weights take no record of the steps.
+  // The same for one output.
   template <Owing owing>
   double train_in_vectors(const Task<T>& task, int64_t place, const Row& now) {
     if constexpr (Rule::contains_penalty)
@@ -802,11 +802,12 @@ class RuleTable final : public LinearTable<T> {
 
   // What the next but one row will touch; its indices were prefetched before.
   [[gnu::always_inline]] inline void prefetch_records(const Task<T>& task, int64_t place) {
-    if (place + 2 >= task.n_samples) return;
+    place += 2 * stride_;
+    if (place >= task.n_samples) return;
     const int64_t size = layout_.size;
     const bool straddles = (size & (size - 1)) != 0;  // the lines of the cache
     const T* const records = records_.data();
-    visit_entries(task.x, task.order + place + 2, 0, 1, [=](int64_t, int64_t column, T) {
+    visit_entries(task.x, task.order + place, 0, 1, [=](int64_t, int64_t column, T) {
       const T* const record = records + column * size;
       for (int64_t i = 0; i < size; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(record + i, 1, 2);
       if (straddles) __builtin_prefetch(record + size - 1, 1, 2);

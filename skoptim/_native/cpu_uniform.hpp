@@ -21,8 +21,7 @@ bool pays_uniformly(const Steps<T>& steps) {
 // `debt(i)` returns that of the i-th coefficient; left[i] is 1, not 0, where the closed form does not hold and
 // all is still to be paid. Returns whether there is any such.
 template <class Rule, bool lasso, class T, class Debt>
-[[gnu::always_inline]] inline bool pay_uniform_as(const Run<T>& run, int64_t n, T held, Debt debt,
-                                                  T* left) {
+[[gnu::always_inline]] inline bool pay_uniform_as(const Run<T>& run, int64_t n, T held, Debt debt, T* left) {
   constexpr bool has_moment = UniformIdle<Rule>::has_moment;
   T* const w = run.w;
   T* const moment = run.slots[0];

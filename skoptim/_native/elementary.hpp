@@ -99,20 +99,20 @@ SKOPTIM_HD T log1p_fraction(T x) {
   return x - s * (x - T(2) * square * polynomial(Series<T>::log, square));
 }
 
-// The same for x below `Small::below`, by fewer terms and without a quotient.
+// The same for x below `Small::below`, by fewer terms and without a quotient: (x - log(1 + x)) / x^2 in x.
 template <class T>
 struct Small;
 template <>
 struct Small<double> {
-  static constexpr double below = 0x1p-10, log[] = {1.0, -1.0 / 2, 1.0 / 3, -1.0 / 4, 1.0 / 5};
+  static constexpr double below = 0x1p-10, log[] = {1.0 / 2, -1.0 / 3, 1.0 / 4, -1.0 / 5, 1.0 / 6};
 };
 template <>
 struct Small<float> {
-  static constexpr float below = 0x1p-6f, log[] = {1.0f, -1.0f / 2, 1.0f / 3, -1.0f / 4};
+  static constexpr float below = 0x1p-6f, log[] = {1.0f / 2, -1.0f / 3, 1.0f / 4};
 };
 template <class T>
 SKOPTIM_HD T log1p_small(T x) {
-  return x * polynomial(Small<T>::log, x);
+  return x - x * x * polynomial(Small<T>::log, x);
 }
 
 }  // namespace math
