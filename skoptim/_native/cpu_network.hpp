@@ -92,6 +92,7 @@ struct ElementwiseLoss {
                        T parameter, T* d) {
     const T weight = weights ? weights[row] : T(1);
     T y[fills_vectors], value[fills_vectors];
+    // What `target` returns for each: labels are compared in a vector.
     if (targets.labels) {
       const T label = T(targets.labels[row] - targets.first_class);
       for (int k = 0; k < fills_vectors; ++k) y[k] = label == T(k) ? T(1) : T(-1);

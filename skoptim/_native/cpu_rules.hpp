@@ -1,5 +1,6 @@
 // CPU drivers of the rules: loops of rules.hpp and owed.hpp over runs of coefficients.
 #pragma once
+#include <type_traits>
 #include <vector>
 
 #include "cpu_adagrad.hpp"
@@ -15,6 +16,19 @@ Steps<T> steps_of(const Block<T>& b) {
   return {b.rows, b.width,       b.decay,     b.threshold, b.averaged, b.highest_rate,
           b.lead, b.closed_idle, b.averaging, b.factors,   b.series,   b.n_steps,
           b.fading};
+}
+
+template <Extras extras>
+using with = std::integral_constant<Extras, extras>;
+// Calls visit with the extras of a step, known when compiling.
+template <class T, class Visit>
+[[gnu::always_inline]] inline void choose_extras(const Common<T>& c, Visit visit) {
+  switch (extras(c)) {
+    case Extras::none: return visit(with<Extras::none>{});
+    case Extras::ridge: return visit(with<Extras::ridge>{});
+    case Extras::lasso: return visit(with<Extras::lasso>{});
+    default: return visit(with<Extras::any>{});
+  }
 }
 
 template <class Rule, class T>
@@ -74,12 +88,7 @@ struct RuleDriver {
   // One step of n coefficients with gradient factor * g.
   static void update_run(const Run<T>& run, const T* g, T factor, int64_t n,
                          const Scalars<Rule, T>& k) {
-    switch (extras(k.common)) {
-      case Extras::none: return update_run<Extras::none>(run, g, factor, n, k);
-      case Extras::ridge: return update_run<Extras::ridge>(run, g, factor, n, k);
-      case Extras::lasso: return update_run<Extras::lasso>(run, g, factor, n, k);
-      default: return update_run<Extras::any>(run, g, factor, n, k);
-    }
+    choose_extras(k.common, [&](auto extras) SKOPTIM_INLINE { update_run<extras()>(run, g, factor, n, k); });
   }
 
   template <Extras extras>

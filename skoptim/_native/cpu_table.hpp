@@ -658,7 +658,7 @@ class RuleTable final : public LinearTable<T> {
       else if constexpr (scales(owing))
         step(with<has_marks(owing) ? Extras::lasso : Extras::none>{}, scaled_, d * scaled_gradient_);
       else
-        choose_extras(now, [&](auto extras) SKOPTIM_INLINE { step(extras, now, d); });
+        choose_extras(now.common, [&](auto extras) SKOPTIM_INLINE { step(extras, now, d); });
     }
     update_intercept<true>(task, now);
     return loss;
@@ -852,18 +852,6 @@ class RuleTable final : public LinearTable<T> {
     }
     update_intercept<single>(task, now);
     return loss;
-  }
-
-  template <Extras extras>
-  using with = std::integral_constant<Extras, extras>;
-  template <class Visit>
-  static void choose_extras(const Row& now, Visit visit) {
-    switch (extras(now.common)) {
-      case Extras::none: return visit(with<Extras::none>{});
-      case Extras::ridge: return visit(with<Extras::ridge>{});
-      case Extras::lasso: return visit(with<Extras::lasso>{});
-      default: return visit(with<Extras::any>{});
-    }
   }
 
   // Loss and derivatives of the mean over n samples, from scores without the intercepts.
