@@ -15,7 +15,12 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn import get_config
 from sklearn.utils._array_api import check_same_namespace, get_namespace_and_device, move_to
-from sklearn.utils.validation import check_array, check_consistent_length, validate_data
+from sklearn.utils.validation import (
+    assert_all_finite,
+    check_array,
+    check_consistent_length,
+    validate_data,
+)
 
 from skoptim._devices import cpu, cuda_device, device_of, is_cuda_array, to_host
 from skoptim.optimizers import OptimizerState
@@ -217,6 +222,13 @@ def check_data(estimator: Any, X: Any, y: Any = "no_validation", *, dtype: Any, 
     alone = isinstance(y, str) and y == "no_validation"
     if not alone and (isinstance(y, str | bytes) or np.isscalar(y)):
         raise ValueError(f"y={y!r} is one value; it must be an array with one for each sample.")
+    if not reset and _is_known_csr(X, dtype, estimator) and (alone or _is_plain(y, X.shape[0])):
+        name = type(estimator).__name__
+        assert_all_finite(X, estimator_name=name, input_name="X")
+        if alone:
+            return X
+        assert_all_finite(y, estimator_name=name, input_name="y")
+        return X, y
     if not is_cuda_array(X):
         targets = {} if alone else {"y": y, "multi_output": True}
         return validate_data(
@@ -243,6 +255,27 @@ def check_data(estimator: Any, X: Any, y: Any = "no_validation", *, dtype: Any, 
     )
     check_consistent_length(X, y)
     return X, y
+
+
+def _is_known_csr(X: Any, dtype: Any, estimator: Any) -> bool:
+    """Whether of X only the values need a look: a stream's blocks are too short for the full check.
+
+    That takes 0.1 ms, as long as training on 100 rows of text.
+    """
+    return (
+        sp.issparse(X)
+        and X.format == "csr"
+        and X.ndim == 2
+        and X.shape[0] > 0
+        and X.shape[1] == estimator.n_features_in_
+        and X.dtype in (dtype if isinstance(dtype, list) else [dtype])
+        and not hasattr(estimator, "feature_names_in_")
+    )
+
+
+def _is_plain(y: Any, n_samples: int) -> bool:
+    """Whether y is a plain array of numbers, one for each sample."""
+    return type(y) is np.ndarray and y.shape == (n_samples,) and y.dtype.kind in "biuf"
 
 
 def _check_on_device(X: Any, dtype: Any, name: str) -> Any:

@@ -381,6 +381,41 @@ def test_bad_csr_is_not_predicted_from(name, case):
             model.predict(make(X))
 
 
+BAD_BLOCKS = {key: case for key, case in BAD_X.items() if key.startswith("csr")} | {
+    "too few features": (lambda X: sp.csr_matrix(X[:, :3]), r"3 features.*expecting 5"),
+    "no samples": (lambda X: sp.csr_matrix(X[:0]), r"0 sample"),
+    "a sample less": (lambda X: sp.csr_matrix(X[1:]), r"inconsistent numbers of samples"),
+    "complex": (lambda X: sp.csr_matrix(X + 1j), r"Complex data not supported"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BLOCKS.values(), ids=BAD_BLOCKS)
+@EACH
+def test_bad_block_of_a_stream(name, case):
+    """Less is checked of what is known to be as the last block was."""
+    make, match = case
+    X, y = make_data(name)
+    model = clone(ESTIMATORS[name]).partial_fit(
+        sp.csr_matrix(X), y, **({"classes": [0, 1]} if name.endswith("Classifier") else {})
+    )
+    before = contents(model)
+    with pytest.raises(ValueError, match=match):
+        model.partial_fit(make(X), y if "sample" not in match or "inc" in match else y[:0])
+    assert contents(model) == before
+
+
+@REGRESSORS
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_target_in_a_stream(name, bad):
+    X, y = make_data(name)
+    model = clone(ESTIMATORS[name]).partial_fit(sp.csr_matrix(X), y)
+    before = contents(model)
+    y[3] = bad
+    with pytest.raises(ValueError, match=r"Input y contains (NaN|infinity)"):
+        model.partial_fit(sp.csr_matrix(X), y)
+    assert contents(model) == before
+
+
 @EACH
 def test_other_number_of_features(name):
     X, y = make_data(name)
