@@ -87,8 +87,16 @@ def sparse_problem(n_classes=2):
 @pytest.mark.parametrize("average", [False, True], ids=["", "averaged"])
 @pytest.mark.parametrize(
     "optimizer",
-    [SGD(0.1), SGD(0.05, momentum=0.8), NormalizedFTRL(), FTRL(0.5), Adagrad(0.1), Adam(0.01)],
-    ids=["sgd", "momentum", "normalized_ftrl", "ftrl", "adagrad", "adam"],
+    [
+        SGD(0.1),
+        SGD(0.05, momentum=0.8),
+        NormalizedFTRL(),
+        FTRL(0.5),
+        Adagrad(0.1),
+        Adam(0.01),
+        Adam(0.01, clip_norm=0.3),
+    ],
+    ids=["sgd", "momentum", "normalized_ftrl", "ftrl", "adagrad", "adam", "clipped"],
 )
 def test_every_number_of_outputs_is_trained_like_dense_data(
     optimizer, average, batch_size, monkeypatch
@@ -194,8 +202,9 @@ FILLING_VECTORS = CHEAPLY_OWED | {"adagrad": Adagrad(0.1)}
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("penalty", [None, "l1", "l2", "elasticnet", Box(-0.05, 0.1)])
+@pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("name", CHEAPLY_OWED)
-def test_any_number_of_outputs_is_trained_like_dense_data(name, penalty, dtype):
+def test_any_number_of_outputs_is_trained_like_dense_data(name, batch_size, penalty, dtype):
     """Outputs go by parts that fill vectors, of which the last may share some with another."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((90, 300)) * (rng.random((90, 300)) < 0.05)
@@ -203,7 +212,7 @@ def test_any_number_of_outputs_is_trained_like_dense_data(name, penalty, dtype):
     wide = sp.csr_matrix(X)
     wide.indices, wide.indptr = wide.indices.astype(np.int64), wide.indptr.astype(np.int64)
     model = SGDClassifier("log_loss", penalty=penalty, optimizer=CHEAPLY_OWED[name], alpha=1e-3)
-    model.set_params(max_iter=2, tol=None, random_state=0)
+    model.set_params(max_iter=2, tol=None, random_state=0, batch_size=batch_size)
     for n_classes in range(3, 41):
         y = np.arange(90) % n_classes
         dense = clone(model).fit(X, y)
@@ -610,8 +619,9 @@ EDGES = {
 
 
 @pytest.mark.parametrize("penalty", [None, "l2", GroupL1()], ids=["none", "l2", "group"])
+@pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("optimizer", EDGES.values(), ids=EDGES)
-def test_wide_columns_at_the_edges_of_what_is_allowed(optimizer, penalty, monkeypatch):
+def test_wide_columns_at_the_edges_of_what_is_allowed(optimizer, batch_size, penalty, monkeypatch):
     monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
     if isinstance(penalty, GroupL1) and not isinstance(optimizer, SGD):
         return
@@ -621,7 +631,7 @@ def test_wide_columns_at_the_edges_of_what_is_allowed(optimizer, penalty, monkey
     model = SGDClassifier(
         "multinomial", optimizer=optimizer, penalty=penalty, alpha=0.01, shuffle=False
     )
-    model.set_params(max_iter=2, tol=None)
+    model.set_params(max_iter=2, tol=None, batch_size=batch_size)
     dense, sparse = clone(model).fit(X, y), clone(model).fit(sp.csr_matrix(X), y)
     # RMSprop's steps enlarge rounding: an X changed by 4e-16 of itself moves the weights by 2e-10.
     np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=0, atol=2e-9)
@@ -647,7 +657,7 @@ def private_features(n_samples=300, n_each=2, n_classes=3):
 
 
 @pytest.mark.parametrize("penalty", [None, "l1", "l2"])
-@pytest.mark.parametrize(("n_classes", "batch_size"), [(2, 1), (3, 1), (3, 4), (10, 1)])
+@pytest.mark.parametrize(("n_classes", "batch_size"), [(2, 1), (3, 1), (3, 4), (10, 1), (10, 4)])
 @pytest.mark.parametrize("optimizer", ELEMENTWISE.values(), ids=ELEMENTWISE)
 def test_asynchronous_training_without_meetings_is_the_sequential_one(
     optimizer, n_classes, batch_size, penalty, monkeypatch

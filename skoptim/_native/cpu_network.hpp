@@ -252,19 +252,24 @@ void add_scaled(T* out, const T* in, T factor, int64_t n) {
   for (int64_t k = 0; k < n; ++k) out[k] += factor * in[k];
 }
 
-// One output: each row's sum in four lanes, whose order does not depend on the instruction set.
+// The sum of values times the weights of their columns, in four lanes, whose order does not depend on the instruction set.
+template <class Index, class T>
+T sparse_dot(const Index* columns, const T* values, int64_t n, const T* w) {
+  T sums[4] = {};
+  int64_t e = 0;
+  for (; e + 4 <= n; e += 4)
+    for (int j = 0; j < 4; ++j) sums[j] += values[e + j] * w[columns[e + j]];
+  for (int j = 0; e < n; ++e, ++j) sums[j] += values[e] * w[columns[e]];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 template <class Index, class T>
 void csr_dots(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* w, T* out) {
   const Index* const indices = static_cast<const Index*>(x.indices);
   const Index* const indptr = static_cast<const Index*>(x.indptr);
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t row = rows ? rows[i] : first + i, end = int64_t(indptr[row + 1]);
-    int64_t e = int64_t(indptr[row]);
-    T sums[4] = {};
-    for (; e + 4 <= end; e += 4)
-      for (int j = 0; j < 4; ++j) sums[j] += x.data[e + j] * w[indices[e + j]];
-    for (int j = 0; e < end; ++e, ++j) sums[j] += x.data[e] * w[indices[e]];
-    out[i] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    const int64_t row = rows ? rows[i] : first + i, begin = int64_t(indptr[row]), end = int64_t(indptr[row + 1]);
+    out[i] = sparse_dot(indices + begin, x.data + begin, end - begin, w);
   }
 }
 

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu_batch.hpp"
 #include "cpu_memory.hpp"
 #include "cpu_network.hpp"
 #include "cpu_owing.hpp"
@@ -198,18 +199,23 @@ class RuleTable final : public LinearTable<T> {
   }
 
   bool finite() override {
-    bool finite = true;
-    for (const T w : rest_.intercept) finite = finite && std::isfinite(w);
-    const auto check = [&](const T* record) {
-      for (int64_t i = 0; i < layout_.unit; ++i) finite = finite && std::isfinite(record[i]);
+    // Nought times a number is nought if the number is finite.
+    const auto is_finite = [](const T* x, int64_t n) SKOPTIM_INLINE {
+      return lane_sum<T>(n, [=](int64_t i) SKOPTIM_INLINE { return x[i] * T(0); }) == T(0);
     };
+    bool finite = is_finite(rest_.intercept.data(), width_);
+    const int64_t n = layout_.unit;
     if (kept_.keeping && !kept_.all) {
       for (int64_t j = 0; j < kept_.n; ++j) {
         if (j + 8 < kept_.n) __builtin_prefetch(at(kept_.columns[j + 8]));
-        check(at(kept_.columns[j]));
+        const T* const record = at(kept_.columns[j]);
+        for (int64_t i = 0; i < n; ++i) finite &= std::isfinite(record[i]);
       }
+    } else if (n == layout_.size) {
+      finite &= is_finite(records_.data(), n_columns_ * n);
     } else {
-      for (int64_t column = 0; column < n_columns_; ++column) check(at(column));
+      for (int64_t column = 0; column < n_columns_; ++column)
+        for (int64_t i = 0; i < n; ++i) finite &= std::isfinite(at(column)[i]);
     }
     return finite;
   }
@@ -516,20 +522,13 @@ class RuleTable final : public LinearTable<T> {
   void reserve(const Task<T>& task) {
     const int64_t touched = std::min(task.longest_row * task.batch_size, task.x.n_stored());
     if (width_ == 1) vectors_.resize(std::max(int64_t(vectors_.size()), task.longest_row / lanes<T> + 1));
-    taken_.reserve(std::min(n_columns_, touched), width_, n_slots, has_units_, has_marks(layout_.owing), averaging_);
-    if (steps_in_place() && task.batch_size == 1 && layout_.owing != Owing::recorded) {
-      // Parts of outputs may share some.
-      const int64_t padded = width_ + lanes<T>;
-      sums_.resize(padded);
-      weights_.resize(std::max(int64_t(weights_.size()), std::min(n_columns_, task.longest_row) * padded));
-    }
+    // (A batch notes a column before it knows whether that is new.)
+    taken_.reserve(std::min(n_columns_, touched) + 1, width_, n_slots, has_units_, has_marks(layout_.owing), averaging_);
+    sums_.resize(width_ + lanes<T>);  // (Parts of outputs may share some.)
     for (auto* values : {&scores_, &derivatives_})
       values->resize(std::max(task.batch_size * width_, fills_vectors));
     bias_gradient_.resize(width_);
-    if (task.batch_size > 1) {
-      places_.resize(touched);
-      if (int64_t(position_.size()) != n_columns_) position_.assign(n_columns_, -1);
-    }
+    if (task.batch_size > 1) batch_.reserve(n_columns_, task.batch_size, touched);
   }
 
   template <bool single, Owing owing>
@@ -563,21 +562,21 @@ class RuleTable final : public LinearTable<T> {
   template <bool single, Owing owing>
   double train_row(const Task<T>& task, int64_t place, const Row& now) {
     prefetch(task, place, stride_);
-    const bool fits = !single && owing == Owing::recorded ? !(now.common.group_l1 > T(0)) : is_plain(task, now);
-    const bool in_place = !single && steps_in_place() && fits;
+    const bool in_place = !single && trains_in_place<owing>(task, now);
     if (outgrows_cache_ && !in_place) prefetch_records(task, place);
     if constexpr (single && (owing != Owing::recorded || may_pay_in_vectors))
-      if (fits && (owing != Owing::recorded || pays_in_vectors_)) return train_in_vectors<owing>(task, place, now);
+      if (is_plain(task, now) && (owing != Owing::recorded || pays_in_vectors_))
+        return train_in_vectors<owing>(task, place, now);
     const T* x;
     const int64_t n = read_row(task.x, task.order[place], taken_.number.data(), &x);
     keep_columns(taken_.number.data(), n);
     if (in_place) {
       if constexpr (owing == Owing::recorded)
         return train_recorded_in_place(task, place, x, n, now);
-      else if (width_ < lanes<T>)
-        return train_in_parts<owing, std::min(int(fills_vectors), lanes<T>)>(task, place, x, n, now);
       else
-        return train_in_parts<owing, lanes<T>>(task, place, x, n, now);
+        return with_parts<owing>([&](auto columns, const auto& parts) SKOPTIM_INLINE {
+          return train_in_parts<owing>(columns, parts, task, place, x, n, now);
+        });
     }
     take<single, owing>(n);
     const T* const w = taken_.w.data();
@@ -603,8 +602,12 @@ class RuleTable final : public LinearTable<T> {
     return loss;
   }
 
-  // Whether what a column holds for all outputs fills vectors, and is not copied.
-  bool steps_in_place() const { return width_ >= fills_vectors && !averaging_; }
+  // Whether what a column holds for all outputs fills vectors, and is trained where it lies.
+  template <Owing owing>
+  bool trains_in_place(const Task<T>& task, const Row& now) const {
+    if (width_ < fills_vectors || averaging_) return false;
+    return owing == Owing::recorded ? !(now.common.group_l1 > T(0)) : is_plain(task, now);
+  }
   // Whether a step is nothing but the rule and the penalty, and weights are not bounded by the step before, either.
   bool is_plain(const Task<T>& task, const Row& now) const {
     const Common<T>& c = now.common;
@@ -664,26 +667,32 @@ class RuleTable final : public LinearTable<T> {
     return loss;
   }
 
-  // The same for many outputs, `size` of them at a time.
-  template <Owing owing, int size>
-  double train_in_parts(const Task<T>& task, int64_t place, const T* x, int64_t n, const Row& now) {
-    if constexpr (Rule::contains_penalty)
-      if (has_units_) return train_in_parts<owing, size, true>(task, place, x, n, now);
-    return train_in_parts<owing, size, false>(task, place, x, n, now);
+  // Calls visit with how columns of many outputs are trained, and with the parts of these.
+  template <Owing owing, class Visit>
+  double with_parts(Visit visit) {
+    constexpr int few = std::min(int(fills_vectors), lanes<T>);
+    return width_ < lanes<T> ? with_parts<owing, few>(visit) : with_parts<owing, lanes<T>>(visit);
   }
-  template <Owing owing, int size, bool has_units>
-  double train_in_parts(const Task<T>& task, int64_t place, const T* x, int64_t n, const Row& now) {
-    using Wide = WideColumns<Rule, T, owing, has_units, size>;
+  template <Owing owing, int size, class Visit>
+  double with_parts(Visit visit) {
     const Parts<size> parts(width_);
-    const int64_t stride = parts.padded();
+    if constexpr (Rule::contains_penalty)
+      if (has_units_) return visit(WideColumns<Rule, T, owing, true, size>{}, parts);
+    return visit(WideColumns<Rule, T, owing, false, size>{}, parts);
+  }
+
+  // The same for many outputs.
+  template <Owing owing, class Wide, int size>
+  double train_in_parts(Wide, const Parts<size>& parts, const Task<T>& task, int64_t place, const T* x, int64_t n,
+                        const Row& now) {
     const int64_t* const number = taken_.number.data();
-    T* const w = weights_.data();
+    T* const w = taken_.w.data();
     T* const sums = sums_.data();
-    std::fill_n(sums, stride, T(0));
+    std::fill_n(sums, parts.padded(), T(0));
     Row in_force = *in_force_;
     for (int64_t e = 0; e < n; ++e) {
       if (e + columns_ahead < n) prefetch_record(at(number[e + columns_ahead]));
-      Wide::weigh(parts, at(number[e]), width_, x[e], in_force, rest_.threshold, w + e * stride, sums);
+      Wide::weigh(parts, at(number[e]), width_, x[e], in_force, rest_.threshold, w + e * width_, sums);
     }
     prefetch_first_records(task, place + stride_);
     parts.each([=](int64_t, int64_t from) { return sums + from; },
@@ -695,7 +704,7 @@ class RuleTable final : public LinearTable<T> {
       Row step = scales(owing) ? scaled_ : now;
       const T factor = scales(owing) ? scaled_gradient_ : T(1);
       for (int64_t e = 0; e < n; ++e)
-        Wide::step(parts, at(number[e]), width_, factor * x[e], step, mark<owing>(), is_worker(), w + e * stride, d);
+        Wide::step(parts, at(number[e]), width_, factor * x[e], step, mark<owing>(), is_worker(), w + e * width_, d);
     }
     update_intercept<false>(task, now);
     return loss;
@@ -707,15 +716,8 @@ class RuleTable final : public LinearTable<T> {
     T* const w = taken_.w.data();
     std::fill_n(scores_.data(), width_, T(0));
     for (int64_t e = 0; e < n; ++e) {
-      T* const record = at(number[e]);
       if (e + columns_ahead < n) prefetch_record(at(number[e + columns_ahead]));
-      const int64_t from = int64_t(mark_of(record));
-      if (from < now_)
-        Driver::pay_run(run_of(record, record), has_units_ ? effective(record[layout_.unit]) : T(1), nullptr, width_,
-                        steps_->steps(), from, now_);
-      // (Another worker may have paid more.)
-      if (from < now_ || !is_worker()) set_mark(record + layout_.mark, double(now_), false);
-      copy_run(record, w + e * width_, width_);
+      pay_in_place(at(number[e]), w + e * width_);
       add_scaled(scores_.data(), w + e * width_, x[e], width_);
     }
     prefetch_first_records(task, place + stride_);
@@ -725,16 +727,29 @@ class RuleTable final : public LinearTable<T> {
     if (any_derivative(1)) {
       const T factor = clipping(task, d, width_, T(math::sqrt(dot(x, x, n))));
       Row step = now;
-      for (int64_t e = 0; e < n; ++e) {
-        T* const record = at(number[e]);
-        if constexpr (Rule::contains_penalty)
-          if (has_units_) step.own[Rule::unit] = effective(record[layout_.unit]);
-        Driver::update_run(run_of(record, record), d, factor * x[e], width_, step);
-        set_mark(record + layout_.mark, mark<Owing::recorded>(), is_worker());
-      }
+      for (int64_t e = 0; e < n; ++e) step_in_place(at(number[e]), d, factor * x[e], step);
     }
     update_intercept<false>(task, now);
     return loss;
+  }
+
+  // Pays a column what it owes by the record, and copies its weights.
+  void pay_in_place(T* record, T* w) {
+    const int64_t from = int64_t(mark_of(record));
+    if (from < now_)
+      Driver::pay_run(run_of(record, record), has_units_ ? effective(record[layout_.unit]) : T(1), nullptr, width_,
+                      steps_->steps(), from, now_);
+    // (Another worker may have paid more.)
+    if (from < now_ || !is_worker()) set_mark(record + layout_.mark, double(now_), false);
+    copy_run(record, w, width_);
+  }
+
+  // A step of a column with gradient factor * g; the unit in `step` is set.
+  void step_in_place(T* record, const T* g, T factor, Row& step) {
+    if constexpr (Rule::contains_penalty)
+      if (has_units_) step.own[Rule::unit] = effective(record[layout_.unit]);
+    Driver::update_run(run_of(record, record), g, factor, width_, step);
+    set_mark(record + layout_.mark, mark<Owing::recorded>(), is_worker());
   }
 
   // Of wide records each is fetched ahead: while a row is visited, and the first ones of the next while it is stepped.
@@ -814,39 +829,71 @@ class RuleTable final : public LinearTable<T> {
     });
   }
 
-  template <bool single, Owing owing>
-  double train_batch(const Task<T>& task, int64_t begin, int64_t n, const Row& now) {
-    const int64_t width = single ? 1 : width_;
-    const int64_t* const rows = task.order + begin;
-    int64_t n_touched = 0, entry = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      prefetch(task, begin + i);
-      visit_entries(task.x, rows + i, 0, 1, [&](int64_t, int64_t column, T) {
-        int32_t& place = position_[column];
-        if (place < 0) {
-          place = int32_t(n_touched);
-          taken_.number[n_touched++] = column;
-        }
-        places_[entry++] = place;
+  template <Owing owing>
+  double train_batch_in_place(const Task<T>& task, int64_t begin, int64_t n, int64_t n_touched, const Row& now) {
+    if constexpr (owing == Owing::recorded)
+      return train_batch_in_place<owing>(
+          task, begin, n, n_touched, now, [this](T* record, T* w) SKOPTIM_INLINE { pay_in_place(record, w); },
+          [this](T* record, const T*, const T* g, T factor, Row& step)
+              SKOPTIM_INLINE { step_in_place(record, g, factor, step); });
+    else
+      return with_parts<owing>([&](auto wide, const auto& parts) SKOPTIM_INLINE {
+        using Wide = decltype(wide);
+        Row in_force = *in_force_;
+        return train_batch_in_place<owing>(
+            task, begin, n, n_touched, now,
+            [&](const T* record, T* w) SKOPTIM_INLINE {
+              Wide::weights(parts, record, width_, in_force, rest_.threshold, w);
+            },
+            [&](T* record, const T* w, const T* g, T factor, Row& step) SKOPTIM_INLINE {
+              Wide::step(parts, record, width_, factor, step, mark<owing>(), is_worker(), w, g);
+            });
       });
-    }
-    for (int64_t e = 0; e < n_touched; ++e) position_[taken_.number[e]] = -1;
-    keep_columns(taken_.number.data(), n_touched);
-    take<single, owing>(n_touched);
-    std::fill_n(scores_.data(), n * width, T(0));
-    entry = 0;
-    visit_entries(task.x, rows, 0, n, [&](int64_t i, int64_t, T x) {
-      add_scaled(&scores_[i * width], &taken_.w[places_[entry++] * width], x, width);
-    });
+  }
+
+  // The same with weigh(record, w), which writes the weights of a column, and step(record, w, g, factor, scalars).
+  template <Owing owing, class Weigh, class Step>
+  double train_batch_in_place(const Task<T>& task, int64_t begin, int64_t n, int64_t n_touched, const Row& now,
+                              Weigh weigh, Step step) {
+    const int64_t* const number = taken_.number.data();
+    T* const w = taken_.w.data();
+    const auto each_touched = [=](auto visit) SKOPTIM_INLINE {
+      for (int64_t e = 0; e < n_touched; ++e) {
+        if (e + columns_ahead < n_touched) prefetch_record(at(number[e + columns_ahead]));
+        visit(at(number[e]), e * width_);
+      }
+    };
+    each_touched([=](T* record, int64_t i) SKOPTIM_INLINE { weigh(record, w + i); });
+    batch_.multiply(w, width_, scores_.data());
     count_step<owing>(now, n);
     const double loss = loss_of(task, begin, n);
     if (any_derivative(n)) {
       T* const g = taken_.gradients.data();
-      std::fill_n(g, n_touched * width, T(0));
-      entry = 0;
-      visit_entries(task.x, rows, 0, n, [&](int64_t i, int64_t, T x) {
-        add_scaled(g + places_[entry++] * width, &derivatives_[i * width], x, width);
-      });
+      batch_.gradient(derivatives_.data(), width_, n_touched, g);
+      Row scalars = scales(owing) ? scaled_ : now;
+      const T factor = clipping(task, g, n_touched * width_, T(1)) * (scales(owing) ? scaled_gradient_ : T(1));
+      each_touched([&](T* record, int64_t i) SKOPTIM_INLINE { step(record, w + i, g + i, factor, scalars); });
+    }
+    update_intercept<false>(task, now);
+    return loss;
+  }
+
+  template <bool single, Owing owing>
+  double train_batch(const Task<T>& task, int64_t begin, int64_t n, const Row& now) {
+    const int64_t width = single ? 1 : width_;
+    const int64_t n_touched =
+        batch_.read(task, begin, n, taken_.number.data(), outgrows_cache_,
+                    [this](int64_t column) SKOPTIM_INLINE { __builtin_prefetch(at(column), 1, 2); });
+    keep_columns(taken_.number.data(), n_touched);
+    if constexpr (!single)
+      if (trains_in_place<owing>(task, now)) return train_batch_in_place<owing>(task, begin, n, n_touched, now);
+    take<single, owing>(n_touched);
+    batch_.multiply(taken_.w.data(), width, scores_.data());
+    count_step<owing>(now, n);
+    const double loss = loss_of(task, begin, n);
+    if (any_derivative(n)) {
+      T* const g = taken_.gradients.data();
+      batch_.gradient(derivatives_.data(), width, n_touched, g);
       update_taken<owing>(g, clipping(task, g, n_touched * width, T(1)), n_touched, now);
       put<single, owing>(n_touched, mark<owing>());
     }
@@ -975,18 +1022,18 @@ class RuleTable final : public LinearTable<T> {
       kept_.columns.resize(room);
       kept_.records.resize(room * size + copied_at_once);
     }
-    // Whether a column is new cannot be foreseen: it is noted in any case, and counts if it is.
+    // Whether a column is new cannot be foreseen: it is noted in any case, and counts if it is. (Bits are read of all
+    // columns, which are different, before any is written: a word that was just written is slow to read.)
     int64_t* const noted = kept_.columns.data();
     uint64_t* const is_kept = kept_.is_kept.data();
     int64_t n_noted = first;
     for (int64_t e = 0; e < n; ++e) {
-      uint64_t& word = is_kept[columns[e] / 64];
-      const uint64_t bit = uint64_t(1) << (columns[e] % 64);
-      noted[n_noted] = columns[e];
-      n_noted += (word & bit) == 0;
-      word |= bit;
+      const auto column = uint64_t(columns[e]);
+      noted[n_noted] = int64_t(column);
+      n_noted += ((is_kept[column / 64] >> (column % 64)) & 1) ^ 1;
     }
     for (int64_t j = first; j < n_noted; ++j) {
+      is_kept[noted[j] / 64] |= uint64_t(1) << (noted[j] % 64);
       const T* const from = at(noted[j]);
       T* const to = kept_.records.data() + j * size;
       // What is copied beyond a record, the next one overwrites.
@@ -1034,8 +1081,8 @@ class RuleTable final : public LinearTable<T> {
   Columns<T> taken_;
   std::vector<ColumnsOfVector<Rule, T>> vectors_;
   bool pays_in_vectors_ = false;
-  std::vector<T> weights_, sums_;  // of a row's columns, by parts
-  std::vector<int32_t> places_, position_;
+  std::vector<T> sums_;  // scores of a row, by parts
+  NumberedBatch<T> batch_;
   std::vector<T> left_;
   std::vector<T> scores_, derivatives_, bias_gradient_;
   Kept kept_;

@@ -55,29 +55,28 @@ struct WideColumns {
     return part;
   }
 
-  // Adds x times the weights of a column to sums, and keeps the weights: both are padded. (Those that are scaled alone
-  // are what the record holds.)
+  // Writes the weights of a column to w, and adds x times them to `sums`, which are padded.
   SKOPTIM_HD static void weigh(const Parts<n>& parts, const T* record, int64_t width, T x, Scalars<Rule, T>& k,
                                double threshold, T* w, T* sums) {
-    if constexpr (owing == Owing::derived) k.own[Rule::unit] = has_units ? effective(record[n_runs * width]) : T(1);
-    const T owed = has_marks(owing) ? owed_amount<T>(threshold, load<double>(record + n_runs * width)) : T(0);
+    const T owed = prepare(record, width, k, threshold);
     parts.each(
         [=](int64_t first, int64_t place) SKOPTIM_INLINE { return load_part(sums + place, record, width, first); },
-        [=](int64_t, int64_t place, const Loaded& part) SKOPTIM_INLINE {
-          T runs[n_runs][n], weight[n];
-          for (int j = 0; j < n_runs; ++j) store(part.runs[j], runs[j]);
-          each_lane<n>([&](int i) SKOPTIM_INLINE {
-            if constexpr (owing == Owing::derived) {
-              const T s[] = {runs[0][i], runs[1][i]};
-              weight[i] = Rule::weight(T(0), s, k.common, k.own);
-            } else {
-              weight[i] = has_marks(owing) ? soft_threshold(runs[0][i], owed) : runs[0][i];
-            }
-          });
-          const auto v = load<V>(weight);
-          if (owing != Owing::scaled) store(v, w + place);
-          store(part.given + x * v, sums + place);
+        [=](int64_t first, int64_t place, const Loaded& part) SKOPTIM_INLINE {
+          const V weight = weights_of(part, k, owed);
+          // (Those that are scaled alone are what the record holds.)
+          if (owing != Owing::scaled) store(weight, w + first);
+          store(part.given + x * weight, sums + place);
         });
+  }
+
+  // Writes the weights of a column to w.
+  SKOPTIM_HD static void weights(const Parts<n>& parts, const T* record, int64_t width, Scalars<Rule, T>& k,
+                                 double threshold, T* w) {
+    const T owed = prepare(record, width, k, threshold);
+    parts.each([=](int64_t first, int64_t) SKOPTIM_INLINE { return load_part(record, record, width, first); },
+               [=](int64_t first, int64_t, const Loaded& part) SKOPTIM_INLINE {
+                 store(weights_of(part, k, owed), w + first);
+               });
   }
 
   // A step of a column with gradient factor * d.
@@ -85,8 +84,8 @@ struct WideColumns {
                               double mark, bool is_worker, const T* w, const T* d) {
     if constexpr (owing == Owing::derived) k.own[Rule::unit] = has_units ? effective(record[n_runs * width]) : T(1);
     parts.each(
-        [=](int64_t first, int64_t place) SKOPTIM_INLINE {
-          return load_part(owing == Owing::scaled ? record + first : w + place, record, width, first);
+        [=](int64_t first, int64_t) SKOPTIM_INLINE {
+          return load_part((owing == Owing::scaled ? record : w) + first, record, width, first);
         },
         [=](int64_t first, int64_t, const Loaded& part) SKOPTIM_INLINE {
           T runs[n_runs][n], weight[n], g[n];
@@ -108,6 +107,27 @@ struct WideColumns {
           for (int j = 0; j < n_runs; ++j) store(load<V>(runs[j]), record + j * width + first);
         });
     if constexpr (has_marks(owing)) set_mark(record + n_runs * width, mark, is_worker);
+  }
+
+ private:
+  // Sets the unit of a column in k, and returns what its weights owe.
+  SKOPTIM_HD static T prepare(const T* record, int64_t width, Scalars<Rule, T>& k, double threshold) {
+    if constexpr (owing == Owing::derived) k.own[Rule::unit] = has_units ? effective(record[n_runs * width]) : T(1);
+    return has_marks(owing) ? owed_amount<T>(threshold, load<double>(record + n_runs * width)) : T(0);
+  }
+
+  SKOPTIM_HD static V weights_of(const Loaded& part, const Scalars<Rule, T>& k, T owed) {
+    T runs[n_runs][n], weight[n];
+    for (int j = 0; j < n_runs; ++j) store(part.runs[j], runs[j]);
+    each_lane<n>([&](int i) SKOPTIM_INLINE {
+      if constexpr (owing == Owing::derived) {
+        const T s[] = {runs[0][i], runs[1][i]};
+        weight[i] = Rule::weight(T(0), s, k.common, k.own);
+      } else {
+        weight[i] = has_marks(owing) ? soft_threshold(runs[0][i], owed) : runs[0][i];
+      }
+    });
+    return load<V>(weight);
   }
 };
 
