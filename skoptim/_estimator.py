@@ -621,7 +621,8 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         adding: bool,
     ) -> None:
         """Set the fitted attributes; what would be copied out of a table only when it is read."""
-        for name in {*self._published, "optimizer_state_", "_live"} & vars(self).keys():
+        last = {*self._published, "optimizer_state_", "_live", "_as_trained"}
+        for name in last & vars(self).keys():
             delattr(self, name)
         if not (incremental and trainer.table is not None):
             self._set_parameters(trainer, place)
@@ -649,8 +650,9 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
     def _set_parameters(self, trainer: Trainer, place: Place) -> None:
         """Set the attributes that hold parameters, those that are not there."""
         tells_edits = trainer.options.average or trainer.optimizer.stores_weights_in_state
-        if self._published <= vars(self).keys() and not tells_edits:
-            return
+        is_known = hasattr(self, "_as_trained") or not tells_edits
+        if self._published <= vars(self).keys() and is_known:
+            return  # To ask for the weights would undo what the user has changed in them.
         attributes = self._attributes(trainer.network, trainer.weights, place)
         for name, value in attributes.items():
             if name not in vars(self):

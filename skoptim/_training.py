@@ -264,7 +264,9 @@ class Trainer:
         """Whether to update the columns that a batch touches only, and owe the rest their steps."""
         X, batch_size = self.data.X, self.options.batch_size
         n_columns, width = self.network.layer_sizes[:2]
-        touched = min(X.n_stored / max(X.shape[0], 1) * batch_size, n_columns)
+        # If all columns were alike. (Of a text, whose rows share many, a batch touches fewer.)
+        density = X.n_stored / max(X.shape[0] * X.shape[1], 1)
+        touched = n_columns * (1.0 - (1.0 - density) ** batch_size)
         scalars = self.optimizer.prepare(
             self.state,
             2 if self.options.average else 1,  # Averages differ where rates do.

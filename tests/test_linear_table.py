@@ -564,14 +564,22 @@ def test_debts_are_paid_under_the_settings_under_which_they_were_made(optimizer,
 
 
 @pytest.mark.parametrize("then", [pickle.dumps, lambda model: model.optimizer_state_])
-def test_weights_that_a_user_has_changed_stay_changed(then):
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("optimizer", LIVE.values(), ids=LIVE)
+def test_weights_that_a_user_has_changed_stay_changed(optimizer, average, then, monkeypatch):
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
     X, y = sparse_problem()
-    model = SGDClassifier("log_loss", random_state=0, max_iter=5, tol=None)
-    model.fit(sp.csr_matrix(X), y)
+    X = sp.csr_matrix(X)
+    model = SGDClassifier("log_loss", optimizer=optimizer, average=average, random_state=0)
+    model.set_params(max_iter=5, tol=None).fit(X, y)
     model.coef_[:, :3] = 0
     changed = model.coef_.copy()
     then(model)
     np.testing.assert_array_equal(model.coef_, changed)
+    # Training goes on from there.
+    expected = clone(model).fit(X, y)
+    expected.coef_ = changed.copy()
+    np.testing.assert_array_equal(model.partial_fit(X, y).coef_, expected.partial_fit(X, y).coef_)
 
 
 def test_one_attribute_may_be_set_before_the_others_are_read():

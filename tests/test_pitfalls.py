@@ -60,11 +60,14 @@ def parameters(model):
     return np.append(model.coef_, model.intercept_)
 
 
-def assert_same_model(actual, expected):
-    """Assert that two models are equal to the last bit, the state of the optimizer included."""
+def assert_same_model(actual, expected, *, rounded=False):
+    """Assert that two models are equal to the last bit, the state of the optimizer included.
+
+    If they are `rounded`, compare the parameters alone, up to rounding.
+    """
     state, other = actual.optimizer_state_, expected.optimizer_state_
     assert state.step == other.step
-    if state.carries.get("target_n", 0) != other.carries.get("target_n", 0):
+    if rounded or state.carries.get("target_n", 0) != other.carries.get("target_n", 0):
         # Targets were measured block by block, and their deviation is rounded otherwise.
         np.testing.assert_allclose(parameters(actual), parameters(expected), rtol=1e-9, atol=1e-12)
         return
@@ -204,7 +207,10 @@ def test_4_partial_fits_equal_one_fit(optimizer, name, shuffle, sparse):
     model = clone(estimator)
     for _ in range(5):
         model.partial_fit(X, y, **first_classes(name, y))
-    assert_same_model(model, at_once)
+    # Weights that are stored over the product of all decays are brought back to their size after
+    # each epoch of `fit`, whose objective needs them.
+    scaled = sparse and name.startswith("SGD") and optimizer.rule == "sgd"
+    assert_same_model(model, at_once, rounded=scaled)
     # What is met along a stream is the loss alone.
     layers = getattr(model, "coefs_", None) or [model.coef_]
     penalty = 1e-3 * sum(np.abs(layer).sum() for layer in layers)

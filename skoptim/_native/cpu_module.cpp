@@ -576,6 +576,9 @@ class Updater {
       block_.fading = rule_.fill_series(block_.rows, 0, block_.n_steps, block_.width, series_.data());
       block_.series = series_.data();
     }
+    block_.one_rate = true;
+    for (int64_t t = 1; t < block_.n_steps; ++t)
+      block_.one_rate = block_.one_rate && block_.rows[t * block_.width] == block_.rows[0];
     block_.decay = decay_.data();
     block_.threshold = threshold_.data();
     block_.averaged = averaged_.data();

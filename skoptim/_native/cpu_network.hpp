@@ -1,9 +1,9 @@
-// CPU passes of a network other than the matrix products: losses, activations, dropout, CSR
-// products, row gathering.
+// CPU passes of a network other than the matrix products: losses, activations, dropout, row gathering.
 #pragma once
 #include <algorithm>
 
 #include "activations.hpp"
+#include "cpu_csr.hpp"
 #include "kernels.hpp"
 #include "losses.hpp"
 #include "prox.hpp"
@@ -177,129 +177,6 @@ struct ActivationList {
   static constexpr ActivationKernel<T> entries[] = {SKOPTIM_ACTIVATIONS(SKOPTIM_ACTIVATION_ENTRY)};
   static constexpr int size = sizeof(entries) / sizeof(entries[0]);
 };
-
-// Calls visit(i, column, value) for every stored entry of the given rows.
-template <class Index, class T, class Visit>
-void visit_entries(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, Visit visit) {
-  const Index* indices = static_cast<const Index*>(x.indices);
-  const Index* indptr = static_cast<const Index*>(x.indptr);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t row = rows ? rows[i] : first + i;
-    for (int64_t e = int64_t(indptr[row]); e < int64_t(indptr[row + 1]); ++e)
-      visit(i, int64_t(indices[e]), x.data[e]);
-  }
-}
-
-template <class T, class Visit>
-void visit_entries(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, Visit visit) {
-  if (x.wide)
-    visit_entries<int64_t>(x, rows, first, n, visit);
-  else
-    visit_entries<int32_t>(x, rows, first, n, visit);
-}
-
-// Reads a row: the numbers of its columns are copied, its values pointed at; returns their number.
-template <class Index, class T>
-int64_t read_row(const Matrix<T>& x, int64_t row, int64_t* columns, const T** values) {
-  const Index* const indptr = static_cast<const Index*>(x.indptr);
-  const int64_t begin = int64_t(indptr[row]), n = int64_t(indptr[row + 1]) - begin;
-  const Index* const indices = static_cast<const Index*>(x.indices) + begin;
-  for (int64_t e = 0; e < n; ++e) columns[e] = int64_t(indices[e]);
-  *values = x.data + begin;
-  return n;
-}
-
-template <class T>
-int64_t read_row(const Matrix<T>& x, int64_t row, int64_t* columns, const T** values) {
-  return x.wide ? read_row<int64_t>(x, row, columns, values) : read_row<int32_t>(x, row, columns, values);
-}
-
-// Rows are visited in a random order, so the processor cannot guess the next one, `stride` places on: it is told. The
-// further ones of many lines it guesses, and what is fetched too early drives out what is needed before.
-// (Inlined by force: a call to a function that only prefetches may be removed as having no effect.)
-template <class Index, class T>
-[[gnu::always_inline]] inline void prefetch(const Task<T>& task, int64_t place, int64_t stride) {
-  constexpr int64_t line = 64, lines_ahead = 8;
-  const int64_t rows_ahead = 4 * stride;
-  const Index* const indptr = static_cast<const Index*>(task.x.indptr);
-  if (place + 3 * rows_ahead < task.n_samples) __builtin_prefetch(indptr + task.order[place + 3 * rows_ahead]);
-  if (place + rows_ahead >= task.n_samples) return;
-  const int64_t row = task.order[place + rows_ahead];
-  const int64_t begin = int64_t(indptr[row]), end = int64_t(indptr[row + 1]);
-  const Index* const indices = static_cast<const Index*>(task.x.indices);
-  const auto fetch = [=](const auto* entries) SKOPTIM_INLINE {
-    constexpr int64_t of_a_line = line / int64_t(sizeof(*entries));
-    for (int64_t e = begin; e < std::min(end, begin + lines_ahead * of_a_line); e += of_a_line)
-      __builtin_prefetch(entries + e);
-  };
-  fetch(indices);
-  fetch(task.x.data);
-  if (task.targets.labels)
-    __builtin_prefetch(task.targets.labels + row);
-  else
-    __builtin_prefetch(task.targets.values + row * task.n_outputs);
-  if (task.weights) __builtin_prefetch(task.weights + row);
-}
-
-template <class T>
-[[gnu::always_inline]] inline void prefetch(const Task<T>& task, int64_t place, int64_t stride = 1) {
-  task.x.wide ? prefetch<int64_t>(task, place, stride) : prefetch<int32_t>(task, place, stride);
-}
-
-template <class T>
-void add_scaled(T* out, const T* in, T factor, int64_t n) {
-#pragma GCC ivdep
-  for (int64_t k = 0; k < n; ++k) out[k] += factor * in[k];
-}
-
-// The sum of values times the weights of their columns, in four lanes, whose order does not depend on the instruction set.
-template <class Index, class T>
-T sparse_dot(const Index* columns, const T* values, int64_t n, const T* w) {
-  T sums[4] = {};
-  int64_t e = 0;
-  for (; e + 4 <= n; e += 4)
-    for (int j = 0; j < 4; ++j) sums[j] += values[e + j] * w[columns[e + j]];
-  for (int j = 0; e < n; ++e, ++j) sums[j] += values[e] * w[columns[e]];
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
-template <class Index, class T>
-void csr_dots(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* w, T* out) {
-  const Index* const indices = static_cast<const Index*>(x.indices);
-  const Index* const indptr = static_cast<const Index*>(x.indptr);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t row = rows ? rows[i] : first + i, begin = int64_t(indptr[row]), end = int64_t(indptr[row + 1]);
-    out[i] = sparse_dot(indices + begin, x.data + begin, end - begin, w);
-  }
-}
-
-template <class T>
-void csr_matmul(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* w,
-                int64_t width, T* out) {
-  if (width == 1)
-    return x.wide ? csr_dots<int64_t>(x, rows, first, n, w, out) : csr_dots<int32_t>(x, rows, first, n, w, out);
-  for (int64_t i = 0; i < n * width; ++i) out[i] = T(0);
-  visit_entries(x, rows, first, n, [=](int64_t i, int64_t column, T value) {
-    add_scaled(out + i * width, w + column * width, value, width);
-  });
-}
-
-template <class T>
-void csr_gradient(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* delta,
-                  int64_t width, T* g) {
-  if (width == 1)
-    return visit_entries(x, rows, first, n, [=](int64_t i, int64_t column, T value) { g[column] += value * delta[i]; });
-  visit_entries(x, rows, first, n, [=](int64_t i, int64_t column, T value) {
-    add_scaled(g + column * width, delta + i * width, value, width);
-  });
-}
-
-template <class T>
-void csr_clear(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, int64_t width, T* g) {
-  visit_entries(x, rows, first, n, [=](int64_t, int64_t column, T) {
-    for (int64_t k = 0; k < width; ++k) g[column * width + k] = T(0);
-  });
-}
 
 template <class T>
 void gather_rows(const T* x, int64_t width, const int64_t* rows, int64_t n, T* out) {

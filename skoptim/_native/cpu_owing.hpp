@@ -55,18 +55,23 @@ bool averages_in_table(const T* row) {
   return AveragedPaths<Rule, T>::holds && cheapest_owing(Scalars<Rule, T>(row), true) != Owing::recorded;
 }
 
-// What taking a column out, paying it and putting it back costs, in coefficients of a step that visits all. With closed
-// forms as measured where rows have one to forty in a hundred columns. What replaying costs depends on the data: for
-// many outputs, which fill vectors, owing took from a twentieth of the time of stepping all columns (Zipf-distributed
-// ones) to three times as long (uniform ones).
+// What a touched column costs in a table, in coefficients of a step that visits all: beyond what its entry costs there, too.
+// With closed forms as measured where single rows have two to sixty in a hundred of 1,000 columns. What replaying costs
+// depends on the data: for many outputs, which fill vectors, owing took from a twentieth of the time of stepping all
+// columns (Zipf-distributed ones) to three times as long (uniform ones).
 template <class Rule, class T>
 double cost_in_table(const T* row, bool closed_idle, int64_t width) {
   const Common<T> c = load_common(row);
-  const bool averaging = c.average != T(0), is_wide = width >= fills_vectors;
-  if (cheapest_owing(Scalars<Rule, T>(row), averaging) != Owing::recorded) return averaging ? 8.0 : 2.0;
+  const bool averaging = c.average != T(0), is_wide = width >= fills_vectors, has_l1 = c.l1 > T(0), has_l2 = c.l2 > T(0);
+  if (cheapest_owing(Scalars<Rule, T>(row), averaging) != Owing::recorded) return averaging ? 2.0 : 0.5;
   if (!averaging) {
-    if (std::is_same_v<Rule, Adagrad> && closed_idle) return c.l2 > T(0) ? 6.0 : 2.0;
-    if (fades<Rule>(row)) return !is_wide ? 32.0 : c.l1 > T(0) ? 12.0 : 8.0;
+    if (std::is_same_v<Rule, Adagrad> && closed_idle) {
+      if (is_wide) return has_l2 ? 9.0 : has_l1 ? 6.0 : 4.5;
+      return (width == 1 ? 0.5 : 2.0) + (has_l2 ? 2.0 : 0.0);
+    }
+    if (is_uniform_idle<Rule> && steps_to_replay<Rule>(row, closed_idle) <= 2.0)
+      return (is_wide ? 15.0 : 6.0) * (has_l1 ? 2.0 : 1.0);
+    if (fades<Rule>(row)) return is_wide && !has_l2 ? 35.0 : 22.0;
     if (is_wide) return 4.0;
   }
   return 8.0 * (1.0 + steps_to_replay<Rule>(row, closed_idle));
@@ -105,7 +110,6 @@ class Record {
   }
   // Forgets the last steps.
   void truncate(int64_t n_steps) { n_steps_ = std::min(n_steps_, n_steps); }
-  bool has_one_rate() const { return one_rate_; }
   // In any of the steps.
   bool owes_nothing() const { return owes_nothing_; }
   int64_t bytes() const {
@@ -116,7 +120,7 @@ class Record {
     return {rows_.data(),     width_,               decay_.data(), threshold_.data(),
             averaged_.data(), highest_rate_.data(), lead_.data(),  closed_,
             averaging_,       Fading<Rule>::holds ? factors_.data() : nullptr,
-            series_.data(),   n_steps_,             fading_};
+            series_.data(),   n_steps_,             fading_,       one_rate_};
   }
 
  private:
@@ -134,7 +138,7 @@ class OwnDebts {
  public:
   // Steps before `now` are owed.
   OwnDebts(const Record<Rule, T>& record, int64_t now)
-      : steps_(record.steps()), now_(now), has_one_rate_(record.has_one_rate()), has_form_(has_form(steps_)),
+      : steps_(record.steps()), now_(now), has_form_(has_form(steps_)),
         are_any_(now > 0 && (steps_.averaging || !record.owes_nothing())) {
     if constexpr (is_uniform_idle<Rule>)
       // (-700: a moment that lasts for one step is gone.)
@@ -178,7 +182,7 @@ class OwnDebts {
       const int64_t from = std::min(int64_t(mark[e]), now);
       return AdagradDebt::of(double(now - from), rates[now] - rates[from], squares[now] - squares[from]);
     };
-    if (has_one_rate_ ? pay_all(std::false_type{}, at_one_rate) : pay_all(std::true_type{}, at_any_rate))
+    if (steps_.one_rate ? pay_all(std::false_type{}, at_one_rate) : pay_all(std::true_type{}, at_any_rate))
       pay_left(run, mark, n, left);
   }
 
@@ -199,7 +203,7 @@ class OwnDebts {
 
   const Steps<T> steps_;
   const int64_t now_;
-  const bool has_one_rate_, has_form_, are_any_;
+  const bool has_form_, are_any_;
   double log_fade_ = 0.0;
 };
 

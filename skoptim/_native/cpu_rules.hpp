@@ -15,7 +15,7 @@ template <class T>
 Steps<T> steps_of(const Block<T>& b) {
   return {b.rows, b.width,       b.decay,     b.threshold, b.averaged, b.highest_rate,
           b.lead, b.closed_idle, b.averaging, b.factors,   b.series,   b.n_steps,
-          b.fading};
+          b.fading, b.one_rate};
 }
 
 template <Extras extras>
@@ -200,11 +200,8 @@ struct RuleDriver {
     const auto pay = [&](T* weights, const T* slot, int64_t size, int64_t t) {
       const auto owed = AdagradDebt::of(double(to - t), steps.decay[to] - steps.decay[t],
                                         steps.threshold[to] - steps.threshold[t]);
-      // (Number by number: a loop with a copy of the struct does not vectorise.)
-      const auto debt = [count = owed.steps, mean = owed.mean, variance = owed.variance](int64_t) {
-        return AdagradDebt{count, mean, variance};
-      };
-      return pay_adagrad_columns<true>(weights, slot, size, c, row[n_common], debt, is_left);
+      return steps.one_rate ? pay_adagrad_run<false>(weights, slot, size, c, row[n_common], owed, is_left)
+                            : pay_adagrad_run<true>(weights, slot, size, c, row[n_common], owed, is_left);
     };
     for (int64_t i = 0; i < n; i += replayed_together) {
       const Run<T> part = run.from(i);

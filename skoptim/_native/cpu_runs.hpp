@@ -26,6 +26,12 @@ SKOPTIM_HD void copy_run(const T* __restrict from, T* __restrict to, Width width
   for (int64_t k = 0; k < width; ++k) to[k] = from[k];
 }
 
+template <class T>
+void add_scaled(T* out, const T* in, T factor, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t k = 0; k < n; ++k) out[k] += factor * in[k];
+}
+
 // Calls visit(j, how many) for runs j, j + 1 of n, two at a time, and for one that is left over.
 template <int n, int j = 0, class Visit>
 SKOPTIM_HD void each_run(Visit visit) {

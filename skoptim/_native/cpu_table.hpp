@@ -522,13 +522,12 @@ class RuleTable final : public LinearTable<T> {
   void reserve(const Task<T>& task) {
     const int64_t touched = std::min(task.longest_row * task.batch_size, task.x.n_stored());
     if (width_ == 1) vectors_.resize(std::max(int64_t(vectors_.size()), task.longest_row / lanes<T> + 1));
-    // (A batch notes a column before it knows whether that is new.)
-    taken_.reserve(std::min(n_columns_, touched) + 1, width_, n_slots, has_units_, has_marks(layout_.owing), averaging_);
+    taken_.reserve(std::min(n_columns_, touched), width_, n_slots, has_units_, has_marks(layout_.owing), averaging_);
     sums_.resize(width_ + lanes<T>);  // (Parts of outputs may share some.)
     for (auto* values : {&scores_, &derivatives_})
       values->resize(std::max(task.batch_size * width_, fills_vectors));
     bias_gradient_.resize(width_);
-    if (task.batch_size > 1) batch_.reserve(n_columns_, task.batch_size, touched);
+    if (task.batch_size > 1) batch_.reserve(task.x, task.batch_size, touched);
   }
 
   template <bool single, Owing owing>
@@ -882,8 +881,9 @@ class RuleTable final : public LinearTable<T> {
   double train_batch(const Task<T>& task, int64_t begin, int64_t n, const Row& now) {
     const int64_t width = single ? 1 : width_;
     const int64_t n_touched =
-        batch_.read(task, begin, n, taken_.number.data(), outgrows_cache_,
+        batch_.read(task, begin, n, outgrows_cache_,
                     [this](int64_t column) SKOPTIM_INLINE { __builtin_prefetch(at(column), 1, 2); });
+    std::copy_n(batch_.columns(), n_touched, taken_.number.data());
     keep_columns(taken_.number.data(), n_touched);
     if constexpr (!single)
       if (trains_in_place<owing>(task, now)) return train_batch_in_place<owing>(task, begin, n, n_touched, now);

@@ -1,6 +1,7 @@
 // The first layer of a network on CSR data: a batch sorted by columns, so that the weights and the state
 // of a column are visited twice a step, once to pay and multiply and once to step, however many entries it has.
 #pragma once
+#include "cpu_batch.hpp"
 #include "cpu_network.hpp"
 #include "cpu_rules.hpp"
 
@@ -8,35 +9,30 @@ SKOPTIM_BEGIN
 
 // Sorts the entries of a batch by columns, these in the order in which they are met.
 template <class T>
-void sort_by_column(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, Touched<T>& touched) {
-  touched.position.resize(x.n_columns, -1);
-  touched.columns.clear();
-  touched.starts.assign(1, 0);
-  visit_entries(x, rows, first, n, [&](int64_t, int64_t column, T) {
-    int32_t& place = touched.position[column];
-    if (place < 0) {
-      place = int32_t(touched.columns.size());
-      touched.columns.push_back(column);
-      touched.starts.push_back(0);
-    }
-    ++touched.starts[place + 1];
-  });
-  int64_t total = 0;
-  for (int64_t& start : touched.starts) start = total += start;
-  touched.rows.resize(std::max<size_t>(touched.rows.size(), total));
+void sort_by_column(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n_rows, Touched<T>& touched) {
+  int64_t n_entries = 0;
+  visit_rows(x, rows, first, n_rows, [&](int64_t, const auto*, const T*, int64_t n) { n_entries += n; });
+  reserve(touched.numbering, x, n_entries);
+  const int64_t n_touched = number_columns(x, rows, first, n_rows, touched.numbering, [](int64_t, const T*, int64_t) {});
+  touched.columns.assign(touched.numbering.columns.begin(), touched.numbering.columns.begin() + n_touched);
+  const int32_t* place = touched.numbering.places.data();
+  // Filling moves each start to the next one, so each lies one place on before.
+  touched.starts.assign(n_touched + 2, 0);
+  int64_t* const starts = touched.starts.data() + 1;
+  for (int64_t e = 0; e < n_entries; ++e) ++starts[place[e] + 1];
+  for (int64_t j = 0; j < n_touched; ++j) starts[j + 1] += starts[j];
+  touched.rows.resize(std::max(int64_t(touched.rows.size()), n_entries));
   touched.values.resize(touched.rows.size());
-  visit_entries(x, rows, first, n, [&](int64_t i, int64_t column, T value) {
-    // From each column's end on down.
-    const int64_t e = touched.starts[touched.position[column]]++;
-    touched.rows[e] = int32_t(i);
-    touched.values[e] = value;
+  visit_rows(x, rows, first, n_rows, [&](int64_t i, const auto*, const T* values, int64_t n) {
+    for (int64_t e = 0; e < n; ++e) {
+      const int64_t to = starts[*place++]++;
+      touched.rows[to] = int32_t(i);
+      touched.values[to] = values[e];
+    }
   });
-  // Filling moved each start to the next one.
-  for (size_t j = touched.columns.size(); j > 0; --j) touched.starts[j] = touched.starts[j - 1];
-  touched.starts[0] = 0;
-  for (const int64_t column : touched.columns) touched.position[column] = -1;
+  touched.starts.pop_back();
   touched.n_columns = x.n_columns;
-  touched.n_rows = n;
+  touched.n_rows = n_rows;
 }
 
 // The units begin..end of the gradient X' delta of a touched column.

@@ -74,11 +74,20 @@ struct Block {
   const T* factors;          // see cpu_fading.hpp; null if there are none
   const FadingStep* series;
   FadingConstants fading;
+  bool one_rate;             // whether the learning rate is the same in all steps
 };
 
 // Some units of the first layer: begin..end of `width`.
 struct Layer {
   int64_t width, begin, end;
+};
+
+// The columns of a batch of CSR rows, numbered in the order in which they are met.
+struct Numbering {
+  std::vector<int64_t> columns;   // with room for one more
+  std::vector<int32_t> places;    // of each entry's column, among those of the batch
+  std::vector<int32_t> position;  // of each column: its place + first, if it is of this batch; less otherwise
+  int32_t first = 0;
 };
 
 // The entries of a batch of CSR rows, sorted by columns.
@@ -88,7 +97,7 @@ struct Touched {
   std::vector<int64_t> columns, starts;  // entries starts[j]..starts[j + 1] are those of columns[j]
   std::vector<int32_t> rows;             // in the batch
   std::vector<T> values;
-  std::vector<int32_t> position;         // scratch: -1 for every column
+  Numbering numbering;                   // scratch
 };
 
 // A dense (row-major) or CSR matrix. Index arrays were validated when the fit began.

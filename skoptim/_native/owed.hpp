@@ -28,6 +28,7 @@ struct Steps {
   const FadingStep* series;  // (n_steps + 1)
   int64_t n_steps;
   FadingConstants fading;
+  bool one_rate;               // in all steps
 #endif
   SKOPTIM_HD const T* row(int64_t step) const { return rows + step * width; }
 };
