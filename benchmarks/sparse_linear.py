@@ -1,7 +1,8 @@
-"""Linear models on CSR data: time per epoch, streams, race to a peer's loss, L1 path, memory.
+"""Linear models on CSR data: time per epoch, batches, streams, race to a loss, L1 path, memory.
 
-Run ``python benchmarks/sparse_linear.py [epochs] [optimizers] [stream] [race] [path] [memory]``
-(all parts by default); it takes scikit-learn, and if they are installed skglm and vowpalwabbit.
+Run ``python benchmarks/sparse_linear.py [epochs] [optimizers] [batches] [stream] [race] [path]
+[memory]`` (all parts by default); it takes scikit-learn, and if they are installed skglm and
+vowpalwabbit.
 ``--data spam,zipf2`` chooses the data sets.
 """
 
@@ -81,6 +82,7 @@ def ours(
     *,
     loss: str = "log_loss",
     average: bool = False,
+    batch_size: int = 1,
 ) -> Any:
     return SGDClassifier(
         loss,
@@ -91,6 +93,7 @@ def ours(
         tol=None,
         random_state=0,
         average=average,
+        batch_size=batch_size,
     ).fit(split.X, split.y)
 
 
@@ -172,6 +175,33 @@ def optimizers_part(name: str, alpha: float = 1e-5) -> None:
             loss = held_out_loss(model, split)
             row[name] = f"{1e9 * seconds / split.X.nnz:.1f} ({loss:.3f})"
         rows.append(row)
+    print(table(rows), flush=True)
+
+
+# Rows of a mini-batch.
+
+
+def batches_part(name: str, penalty: str = "l2", alpha: float = 1e-5) -> None:
+    split = data.load(name).astype(np.float64)
+    print(f"\n### Mini-batches, ns per stored entry (log-loss). {split.describe()}\n")
+    sizes, labels = (1, 8, 32, 256, 2048), ("SGD", "NormalizedFTRL", "FTRL", "Adagrad", "Adam")
+    fits = {"scikit-learn": partial(sklearn_sgd, split, penalty, alpha)}
+    fits |= {
+        f"{label}, {size}": partial(ours, split, EVERY[label], penalty, alpha, batch_size=size)
+        for label in labels
+        for size in sizes
+    }
+    measured = seconds_per_epoch(fits, repeats=3)
+
+    def told(key: str) -> str:
+        seconds, model = measured[key]
+        return f"{1e9 * seconds / split.X.nnz:.1f} ({held_out_loss(model, split):.3f})"
+
+    print(f"scikit-learn, one row a step: {told('scikit-learn')}\n")
+    rows = [
+        {"rows of a step": label} | {f"{n:,}": told(f"{label}, {n}") for n in sizes}
+        for label in labels
+    ]
     print(table(rows), flush=True)
 
 
@@ -450,6 +480,7 @@ def memory_part(name: str) -> None:
 PARTS = {
     "epochs": epochs_part,
     "optimizers": optimizers_part,
+    "batches": batches_part,
     "stream": stream_part,
     "race": race_part,
     "path": path_part,
