@@ -51,11 +51,12 @@ struct PaidByAdagrad {
   }
 };
 
-// The penalty, and whether rates vary, are known when compiling: roots, quotients, logarithms and exponentials take most
-// of the time.
+// The penalty, and whether rates vary, are known when compiling: roots, quotients, logarithms and exponentials take
+// most of the time.
 template <bool has_l1, bool has_l2, bool varies, class T>
-[[gnu::always_inline]] inline PaidByAdagrad<T> pay_adagrad_vector(Vector<T> w, Vector<T> accumulator, const Common<T>& c,
-                                                                  T epsilon, const AdagradDebts<T>& owed) {
+[[gnu::always_inline]] inline PaidByAdagrad<T> pay_adagrad_vector(Vector<T> w, Vector<T> accumulator,
+                                                                  const Common<T>& c, T epsilon,
+                                                                  const AdagradDebts<T>& owed) {
   using V = Vector<T>;
   const V zero{}, magnitude = w < zero ? -w : w;
   const V root = map(accumulator, [](T x) SKOPTIM_INLINE { return math::sqrt(x); });

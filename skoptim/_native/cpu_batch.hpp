@@ -10,8 +10,8 @@
 
 SKOPTIM_BEGIN
 
-// Numbers the columns of some rows (see `visit_rows`); returns how many there are. `before(i, values, n)` is called with
-// the values of each row before its columns are read.
+// Numbers the columns of some rows (see `visit_rows`); returns how many there are. `before(i, values, n)` is called
+// with the values of each row before its columns are read.
 template <class T, class Before>
 int64_t number_columns(const Matrix<T>& x, const int64_t* rows, int64_t first_row, int64_t n_rows, Numbering& numbering,
                        Before before) {
@@ -25,7 +25,7 @@ int64_t number_columns(const Matrix<T>& x, const int64_t* rows, int64_t first_ro
   int32_t next = first;
   int32_t *const position = positions.data(), *place = numbering.places.data();
   int64_t* const met = numbering.columns.data();
-  visit_rows(x, rows, first_row, n_rows, [&](int64_t i, const auto* columns, const T* values, int64_t n) SKOPTIM_INLINE {
+  const auto number = [&](int64_t i, const auto* columns, const T* values, int64_t n) SKOPTIM_INLINE {
     before(i, values, n);
     for (int64_t e = 0; e < n; ++e) {
       const int64_t column = int64_t(columns[e]);
@@ -38,7 +38,8 @@ int64_t number_columns(const Matrix<T>& x, const int64_t* rows, int64_t first_ro
       position[column] = here;
       *place++ = here - first;
     }
-  });
+  };
+  visit_rows(x, rows, first_row, n_rows, number);
   numbering.first = next;
   return next - first;
 }
@@ -65,19 +66,18 @@ class NumberedBatch {
   template <class Fetch>
   int64_t read(const Task<T>& task, int64_t begin, int64_t n, bool outgrow_cache, Fetch fetch) {
     const int64_t* const order = task.order + begin;
-    const int32_t* const position = numbering_.position.data();
     n_rows_ = n;
-    return number_columns(task.x, order, 0, n, numbering_, [&](int64_t i, const T* values, int64_t size) SKOPTIM_INLINE {
+    const auto before = [&](int64_t i, const T* values, int64_t size) SKOPTIM_INLINE {
       rows_[i] = {values, size};
       if (i + rows_ahead >= n) prefetch(task, begin + i);  // of the next batch
       if (!outgrow_cache || begin + i + 1 == task.n_samples) return;
-      visit_rows(task.x, order + i + 1, 0, 1, [=](int64_t, const auto* columns, const T*, int64_t size) SKOPTIM_INLINE {
-        for (int64_t e = 0; e < size; ++e) {
-          __builtin_prefetch(position + columns[e], 1);
-          fetch(int64_t(columns[e]));
-        }
+      const int32_t* const position = numbering_.position.data();
+      visit_entries(task.x, order + i + 1, 0, 1, [=](int64_t, int64_t column, T) SKOPTIM_INLINE {
+        __builtin_prefetch(position + column, 1);
+        fetch(column);
       });
-    });
+    };
+    return number_columns(task.x, order, 0, n, numbering_, before);
   }
 
   const int64_t* columns() const { return numbering_.columns.data(); }

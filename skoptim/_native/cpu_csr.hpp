@@ -9,8 +9,9 @@
 
 SKOPTIM_BEGIN
 
-// Rows are visited in a random order, so the processor cannot guess the next one: it is told, and first of all where the
-// row begins. The further ones of many lines it guesses, and what is fetched too early drives out what is needed before.
+// Rows are visited in a random order, so the processor cannot guess the next one: it is told, and first of all where
+// the row begins. The further ones of many lines it guesses, and what is fetched too early drives out what is needed
+// before.
 // (Inlined by force: a call to a function that only prefetches may be removed as having no effect.)
 constexpr int64_t rows_ahead = 4, starts_ahead = 12;
 
@@ -53,9 +54,11 @@ template <class T>
   task.x.wide ? prefetch<int64_t>(task, place, stride) : prefetch<int32_t>(task, place, stride);
 }
 
-// Calls visit(i, columns, values, n) with the n entries of the i-th row: of rows[i], or first + i if there are no `rows`.
+// Calls visit(i, columns, values, n) with the n entries of the i-th row: of rows[i], or first + i if there are no
+// `rows`.
 template <class Index, class T, class Visit>
-[[gnu::always_inline]] inline void visit_rows(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n_rows, Visit visit) {
+[[gnu::always_inline]] inline void visit_rows(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n_rows,
+                                              Visit visit) {
   const Index* const indices = static_cast<const Index*>(x.indices);
   const Index* const indptr = static_cast<const Index*>(x.indptr);
   for (int64_t i = 0; i < n_rows; ++i) {
@@ -67,7 +70,8 @@ template <class Index, class T, class Visit>
 }
 
 template <class T, class Visit>
-[[gnu::always_inline]] inline void visit_rows(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n_rows, Visit visit) {
+[[gnu::always_inline]] inline void visit_rows(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n_rows,
+                                              Visit visit) {
   if (x.wide)
     visit_rows<int64_t>(x, rows, first, n_rows, visit);
   else
@@ -76,7 +80,8 @@ template <class T, class Visit>
 
 // Calls visit(i, column, value) for every entry of them.
 template <class T, class Visit>
-[[gnu::always_inline]] inline void visit_entries(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n_rows, Visit visit) {
+[[gnu::always_inline]] inline void visit_entries(const Matrix<T>& x, const int64_t* rows, int64_t first,
+                                                 int64_t n_rows, Visit visit) {
   visit_rows(x, rows, first, n_rows, [=](int64_t i, const auto* columns, const T* values, int64_t n) SKOPTIM_INLINE {
     for (int64_t e = 0; e < n; ++e) visit(i, int64_t(columns[e]), values[e]);
   });
@@ -94,7 +99,8 @@ int64_t read_row(const Matrix<T>& x, int64_t row, int64_t* columns, const T** va
   return size;
 }
 
-// The sum of values times the weights of their columns, in four lanes, whose order does not depend on the instruction set.
+// The sum of values times the weights of their columns, in four lanes, whose order does not depend on the instruction
+// set.
 template <class Index, class T>
 T sparse_dot(const Index* columns, const T* values, int64_t n, const T* w) {
   T sums[4] = {};

@@ -55,14 +55,16 @@ bool averages_in_table(const T* row) {
   return AveragedPaths<Rule, T>::holds && cheapest_owing(Scalars<Rule, T>(row), true) != Owing::recorded;
 }
 
-// What a touched column costs in a table, in coefficients of a step that visits all: beyond what its entry costs there, too.
+// What a touched column costs in a table, in coefficients of a step that visits all: beyond what its entry costs there,
+// too.
 // With closed forms as measured where single rows have two to sixty in a hundred of 1,000 columns. What replaying costs
 // depends on the data: for many outputs, which fill vectors, owing took from a twentieth of the time of stepping all
 // columns (Zipf-distributed ones) to three times as long (uniform ones).
 template <class Rule, class T>
 double cost_in_table(const T* row, bool closed_idle, int64_t width) {
   const Common<T> c = load_common(row);
-  const bool averaging = c.average != T(0), is_wide = width >= fills_vectors, has_l1 = c.l1 > T(0), has_l2 = c.l2 > T(0);
+  const bool averaging = c.average != T(0), is_wide = width >= fills_vectors;
+  const bool has_l1 = c.l1 > T(0), has_l2 = c.l2 > T(0);
   if (cheapest_owing(Scalars<Rule, T>(row), averaging) != Owing::recorded) return averaging ? 2.0 : 0.5;
   if (!averaging) {
     if (std::is_same_v<Rule, Adagrad> && closed_idle) {

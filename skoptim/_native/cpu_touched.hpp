@@ -13,7 +13,8 @@ void sort_by_column(const Matrix<T>& x, const int64_t* rows, int64_t first, int6
   int64_t n_entries = 0;
   visit_rows(x, rows, first, n_rows, [&](int64_t, const auto*, const T*, int64_t n) { n_entries += n; });
   reserve(touched.numbering, x, n_entries);
-  const int64_t n_touched = number_columns(x, rows, first, n_rows, touched.numbering, [](int64_t, const T*, int64_t) {});
+  const auto before = [](int64_t, const T*, int64_t) {};
+  const int64_t n_touched = number_columns(x, rows, first, n_rows, touched.numbering, before);
   touched.columns.assign(touched.numbering.columns.begin(), touched.numbering.columns.begin() + n_touched);
   const int32_t* place = touched.numbering.places.data();
   // Filling moves each start to the next one, so each lies one place on before.
