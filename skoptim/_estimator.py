@@ -543,6 +543,8 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         batch_size: int,
     ) -> OptimizerState:
         """Set the first parameters and return the state to start from, a copy of the last one."""
+        if going_on:
+            self._copy_out()
         edited = going_on and self._is_edited(network.dtype)
         if not going_on:
             self._initialise(network, random_state)
@@ -564,6 +566,9 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         if keep and all(name in old.slots for name in optimizer.slot_names):
             optimizer._validate(network.dtype)
             state = mapped(lambda slot: moved(slot, network.device).copy(), old)
+            for slot in state.slots.keys() - {"average_sum"}:
+                # Weights of another dtype may have been set from outside.
+                state.slots[slot] = state.slots[slot].astype(network.dtype, copy=False)
             if edited or not getattr(self, "average", False):
                 # Averaging, if there was any, ends here, or begins anew.
                 for name in ("parameters", "average_sum"):

@@ -582,6 +582,41 @@ def test_weights_that_a_user_has_changed_stay_changed(optimizer, average, then, 
     np.testing.assert_array_equal(model.partial_fit(X, y).coef_, expected.partial_fit(X, y).coef_)
 
 
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("optimizer", LIVE.values(), ids=LIVE)
+def test_weights_set_in_a_stream_are_where_a_warm_start_begins(optimizer, average, monkeypatch):
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    X, y = sparse_problem(2)
+    model = SGDClassifier("log_loss", optimizer=optimizer, average=average, random_state=0)
+    model.set_params(warm_start=True, max_iter=1, tol=None)
+    results = []
+    for convert in (np.asarray, sp.csr_matrix):
+        fitted = clone(model).partial_fit(convert(X), y, classes=[0, 1])
+        fitted.coef_ = np.full((1, X.shape[1]), 5.0)
+        results.append(fitted.fit(convert(X), y).coef_)
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", LIVE.values(), ids=LIVE)
+def test_weights_of_another_dtype_may_be_set(optimizer):
+    X, y = sparse_problem(2)
+    for convert in (np.asarray, sp.csr_matrix):
+        block = convert(X.astype(np.float32))
+        model = SGDClassifier("log_loss", optimizer=optimizer, random_state=0)
+        model.partial_fit(block, y, classes=[0, 1])
+        model.coef_ = np.zeros((1, X.shape[1]))
+        model.partial_fit(block, y)
+        assert model.coef_.any()
+        assert model.coef_.dtype == model.optimizer_state_.slots.get("z", model.coef_).dtype
+
+
+def test_a_model_put_together_by_hand_predicts():
+    model = SGDClassifier("log_loss")
+    model.coef_, model.intercept_, model.classes_ = np.ones((1, 12)), np.zeros(1), np.arange(2)
+    X, _ = sparse_problem(2)
+    np.testing.assert_array_equal(model.predict(sp.csr_matrix(X)), model.predict(X))
+
+
 def test_one_attribute_may_be_set_before_the_others_are_read():
     expected = streamed(SGDClassifier("log_loss", random_state=0), blocks()).coef_
     model = streamed(SGDClassifier("log_loss", random_state=0), blocks())

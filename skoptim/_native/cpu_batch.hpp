@@ -17,7 +17,7 @@ int64_t number_columns(const Matrix<T>& x, const int64_t* rows, int64_t first_ro
                        Before before) {
   std::vector<int32_t>& positions = numbering.position;
   if (int64_t(positions.size()) != x.n_columns ||
-      numbering.first > std::numeric_limits<int32_t>::max() - x.n_columns - 1) {
+      numbering.first > std::numeric_limits<int32_t>::max() - int64_t(numbering.columns.size())) {
     positions.assign(x.n_columns, -1);
     numbering.first = 0;
   }

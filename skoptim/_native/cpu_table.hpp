@@ -680,7 +680,7 @@ class RuleTable final : public LinearTable<T> {
     return visit(WideColumns<Rule, T, owing, false, size>{}, parts);
   }
 
-  // The same for many outputs.
+  // A row of many outputs whose columns are not recorded.
   template <Owing owing, class Wide, int size>
   double train_in_parts(Wide, const Parts<size>& parts, const Task<T>& task, int64_t place, const T* x, int64_t n,
                         const Row& now) {

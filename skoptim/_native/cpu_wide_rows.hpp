@@ -69,7 +69,7 @@ struct WideColumns {
         });
   }
 
-  // Writes the weights of a column to w.
+  // Writes the weights of a column to w; nothing is given.
   SKOPTIM_HD static void weights(const Parts<n>& parts, const T* record, int64_t width, Scalars<Rule, T>& k,
                                  double threshold, T* w) {
     const T owed = prepare(record, width, k, threshold);
