@@ -258,7 +258,7 @@ def check_data(estimator: Any, X: Any, y: Any = "no_validation", *, dtype: Any, 
 
 
 def _is_known_csr(X: Any, dtype: Any, estimator: Any) -> bool:
-    """Whether only the values of X need a look: the full check takes as long as 100 texts do."""
+    """Whether only the values of X need a look: the full check takes 0.1 ms, as do 400 texts."""
     return (
         sp.issparse(X)
         and X.format == "csr"
