@@ -14,7 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
 
 __all__ = [
     "Adaptive",
@@ -80,7 +84,10 @@ class Schedule(ABC, BaseEstimator):
 
     def validate(self):
         """Raise a ValueError that names the first hyper-parameter out of range."""
-        self._validate_params()
+        # (BaseEstimator's own check takes as long as the rates of thousands of steps.)
+        constraints = self._parameter_constraints
+        values = {name: getattr(self, name) for name in constraints if hasattr(self, name)}
+        validate_parameter_constraints(constraints, values, caller_name=type(self).__name__)
 
     def update_scale(self, scale: float, losses: Sequence[float], tol: float | None) -> float:
         """Return what the rates are multiplied by from now on; only `Adaptive` changes it.

@@ -82,16 +82,14 @@ struct ElementwiseLoss {
     return total;
   }
 
-  static T of_one(T z, const Targets<T>& targets, int64_t row, const T* weights, T parameter, double& total) {
-    const T y = target(targets, row, 0, 1), weight = weights ? weights[row] : T(1);
-    total += double(weight) * Loss::value(z, y, parameter);
-    return weight * Loss::derivative(z, y, parameter);
+  static T slope(T z, const Targets<T>& targets, int64_t row, const T* weights, T parameter) {
+    return (weights ? weights[row] : T(1)) * Loss::derivative(z, target(targets, row, 0, 1), parameter);
   }
 
-  static double of_few(const T* z, int64_t n_outputs, const Targets<T>& targets, int64_t row, const T* weights,
-                       T parameter, T* d) {
+  static void slopes(const T* z, int64_t n_outputs, const Targets<T>& targets, int64_t row, const T* weights,
+                     T parameter, T* d) {
     const T weight = weights ? weights[row] : T(1);
-    T y[fills_vectors], value[fills_vectors];
+    T y[fills_vectors];
     // What `target` returns for each: labels are compared in a vector.
     if (targets.labels) {
       const T label = T(targets.labels[row] - targets.first_class);
@@ -101,13 +99,7 @@ struct ElementwiseLoss {
     }
 #pragma GCC unroll 1
 #pragma GCC ivdep
-    for (int k = 0; k < fills_vectors; ++k) {
-      value[k] = k < n_outputs ? Loss::value(z[k], y[k], parameter) : T(0);
-      d[k] = weight * Loss::derivative(z[k], y[k], parameter);
-    }
-    double total = 0;
-    for (const T loss : value) total += loss;
-    return double(weight) * total;
+    for (int k = 0; k < fills_vectors; ++k) d[k] = weight * Loss::derivative(z[k], y[k], parameter);
   }
 
   // Targets and weights of some scores; (row, output) pairs are numbered row by row.
@@ -138,8 +130,8 @@ struct ElementwiseLoss {
 };
 
 #define SKOPTIM_LOSS_ENTRY(NAME, LOSS) \
-  LossKernel<T>{NAME, ElementwiseLoss<LOSS, T>::batch, ElementwiseLoss<LOSS, T>::of_one, \
-                ElementwiseLoss<LOSS, T>::of_few},
+  LossKernel<T>{NAME, ElementwiseLoss<LOSS, T>::batch, ElementwiseLoss<LOSS, T>::slope, \
+                ElementwiseLoss<LOSS, T>::slopes},
 
 template <class T>
 struct LossList {

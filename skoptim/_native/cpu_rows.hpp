@@ -11,7 +11,8 @@
 
 SKOPTIM_BEGIN
 
-// The entries of a row. Its last vector goes on with what is stored behind the row.
+// The entries of a row. Its last vector is filled with the last entry over and over: that a column is stepped several
+// times, each from what it was before, does no harm.
 template <class Index, class T>
 class RowInVectors {
  public:
@@ -21,47 +22,58 @@ class RowInVectors {
     n_ = int64_t(indptr[row + 1]) - begin;
     columns_ = static_cast<const Index*>(x.indices) + begin;
     values_ = x.data + begin;
-    const int64_t last = n_ / lanes<T> * lanes<T>;
-    is_at_end_ = begin + last + lanes<T> > x.n_stored();
-    if (!is_at_end_ || last == n_) return;
-    for (int i = 0; i < lanes<T>; ++i) {
-      const int64_t e = std::min(last + i, n_ - 1);
-      last_columns_[i] = columns_[e];
-      last_values_[i] = values_[e];
+    if (n_ == 0) return;
+    n_before_last_ = (n_ - 1) / lanes<T> * lanes<T>;
+    const Index* const columns = columns_ + n_before_last_;
+    const T* const values = values_ + n_before_last_;
+    const int64_t left = n_ - n_before_last_;
+    const Index column = columns[left - 1];
+    const T value = values[left - 1];
+    if (begin + n_before_last_ + lanes<T> <= x.n_stored()) {
+      // In vectors: what is stored behind the row is read, too.
+#pragma GCC ivdep
+      for (int i = 0; i < lanes<T>; ++i) {
+        last_columns_[i] = i < left ? columns[i] : column;
+        last_values_[i] = i < left ? values[i] : value;
+        last_values_once_[i] = i < left ? values[i] : T(0);
+      }
+    } else {
+      for (int i = 0; i < lanes<T>; ++i) {
+        last_columns_[i] = columns[std::min<int64_t>(i, left - 1)];
+        last_values_[i] = values[std::min<int64_t>(i, left - 1)];
+        last_values_once_[i] = i < left ? last_values_[i] : T(0);
+      }
     }
   }
 
   int64_t size() const { return n_; }
   const Index* columns() const { return columns_; }
 
-  // Calls visit(columns, values, n) for each vector, of which n entries are the row's.
+  // Calls visit(columns, values) for each vector.
   template <class Visit>
   [[gnu::always_inline]] inline void each_vector(Visit visit) const {
-    for (int64_t e = 0; e < n_; e += lanes<T>) {
-      const int64_t n = n_ - e;
-      const bool is_there = n >= lanes<T> || !is_at_end_;
-      const auto x = load<Vector<T>>(is_there ? values_ + e : last_values_);
-      visit(is_there ? columns_ + e : last_columns_, x, std::min<int64_t>(n, lanes<T>));
-    }
+    each_vector(visit, last_values_);
+  }
+  // The same with the value zero where an entry comes again.
+  template <class Visit>
+  [[gnu::always_inline]] inline void each_vector_once(Visit visit) const {
+    each_vector(visit, last_values_once_);
   }
 
  private:
+  template <class Visit>
+  [[gnu::always_inline]] inline void each_vector(Visit visit, const T* last_values) const {
+    if (n_ == 0) return;
+    for (int64_t e = 0; e < n_before_last_; e += lanes<T>) visit(columns_ + e, load<Vector<T>>(values_ + e));
+    visit(last_columns_, load<Vector<T>>(last_values));
+  }
+
   const Index* columns_;
   const T* values_;
-  int64_t n_;
-  bool is_at_end_;  // of all that is stored: then the last vector is a copy
+  int64_t n_, n_before_last_ = 0;
   Index last_columns_[lanes<T>];
-  T last_values_[lanes<T>];
+  T last_values_[lanes<T>], last_values_once_[lanes<T>];
 };
-
-// The first n numbers, and zeros.
-template <class T>
-SKOPTIM_HD Vector<T> first_of(Vector<T> x, int64_t n) {
-  Vector<T> number;
-  for (int i = 0; i < lanes<T>; ++i) number[i] = T(i);
-  const auto mask = number < Vector<T>{} + T(n);
-  return (Vector<T>)((std::remove_const_t<decltype(mask)>)x & mask);
-}
 
 // What the records of a vector of columns hold, and their weights.
 template <class Rule, class T>
@@ -85,7 +97,7 @@ struct NarrowColumns {
   static constexpr int64_t at_unit = n_numbers, at_mark = at_unit + has_units;
   static constexpr int64_t record_size = at_mark + (has_marks(owing) ? of_a_mark : 0);
 
-  // Fills vectors, and returns the sum of weights times values. `pay(c, mark, n)` pays what n columns owe, if `owes`.
+  // Fills vectors, and returns the sum of weights times values. `pay(c, mark)` pays what columns owe, if `owes`.
   template <class Row, class Pay>
   [[gnu::always_inline]] static T weigh(const Row& row, const T* records, Scalars<Rule, T> k, Columns* vectors,
                                         bool owes, Pay pay) {
@@ -93,7 +105,7 @@ struct NarrowColumns {
     constexpr int n_lanes = 64 / sizeof(T), n_sums = n_lanes / lanes<T>;
     Vector<T> sums[n_sums] = {};
     if constexpr (owing == Owing::derived && !has_units) k.own[Rule::unit] = T(1);
-    row.each_vector([=, &sums, which = 0](const auto* columns, Vector<T> x, int64_t n) mutable SKOPTIM_INLINE {
+    row.each_vector_once([=, &sums, which = 0](const auto* columns, Vector<T> x) mutable SKOPTIM_INLINE {
       Columns& c = *vectors++;
       const auto at = [=](int i) SKOPTIM_INLINE { return records + int64_t(columns[i]) * record_size; };
       if constexpr (n_numbers == 2)
@@ -114,10 +126,9 @@ struct NarrowColumns {
         double mark[lanes<T>];
         for (int j = 0; j < lanes<T>; j += lanes<double>)
           store(vector_of<double>([=](int i) SKOPTIM_INLINE { return load<double>(at(j + i) + at_mark); }), mark + j);
-        pay(c, mark, n);
+        pay(c, mark);
       }
-      const auto product = load<Vector<T>>(c.w) * x;
-      sums[which] += n < lanes<T> ? first_of<T>(product, n) : product;
+      sums[which] += load<Vector<T>>(c.w) * x;
       which = (which + 1) % n_sums;
     });
     T sum[n_lanes];
@@ -132,7 +143,7 @@ struct NarrowColumns {
   [[gnu::always_inline]] static void step(const Row& row, T* records, Scalars<Rule, T> k, T factor, double mark,
                                           bool is_worker, Columns* vectors) {
     if constexpr (owing == Owing::derived && !has_units) k.own[Rule::unit] = T(1);
-    row.each_vector([=](const auto* columns, Vector<T> x, int64_t n) mutable SKOPTIM_INLINE {
+    row.each_vector([=](const auto* columns, Vector<T> x) mutable SKOPTIM_INLINE {
       Columns& c = *vectors++;
       const auto at = [=](int i) SKOPTIM_INLINE { return records + int64_t(columns[i]) * record_size; };
       T g[lanes<T>];
@@ -153,10 +164,6 @@ struct NarrowColumns {
       const auto put_mark = [=](int i) SKOPTIM_INLINE {
         if constexpr (has_marks(owing)) set_mark(at(i) + at_mark, mark, is_worker);
       };
-      if (n < lanes<T>) {
-        for (int i = 0; i < n; ++i) put(i), put_mark(i);
-        return;
-      }
       if constexpr (n_numbers == 2)
         store_two<T>(number(c, 0), number(c, 1), at);
       else

@@ -148,15 +148,19 @@ class RuleTable final : public LinearTable<T> {
   }
 
   PenaltySums penalty_sums() override {
-    settle();
+    // Other debts cost the next steps nothing.
+    const bool settles = layout_.owing == Owing::recorded && now_ > 0;
+    if (settles) keep_account();
     PenaltySums sums{0, 0, 0, true};
     visit_all([&](int64_t, int64_t n) {
+      if (settles) put(n, 0.0);
       const T* const w = taken_.w.data();
       sums.absolute += lane_sum<double>(n * width_, [=](int64_t i) SKOPTIM_INLINE { return absolute(double(w[i])); });
       sums.squares += lane_dot<double>(w, w, n * width_);
       if (width_ == 1) return;
       for (int64_t c = 0; c < n; ++c) sums.norms += math::sqrt(dot(w + c * width_, w + c * width_, width_));
     });
+    if (settles) start_account();
     if (width_ == 1) sums.norms = sums.absolute;
     sums.finite = std::isfinite(sums.squares);
     for (const T w : rest_.intercept) sums.finite = sums.finite && std::isfinite(w);
@@ -337,6 +341,13 @@ class RuleTable final : public LinearTable<T> {
     Rest rest;
     Layout layout;
     int64_t now = 0;
+  };
+
+  // Rows whose losses are to be summed, and their scores.
+  struct Later {
+    static constexpr int room = 32;
+    int64_t n = 0, rows[room];
+    T scores[room * fills_vectors];
   };
 
   T* at(int64_t column) { return records_.data() + column * layout_.size; }
@@ -554,7 +565,7 @@ class RuleTable final : public LinearTable<T> {
         if (averaging_) paths_.count(row, rest_.decay, rest_.threshold);
     }
     keep_row(*in_force_);
-    return loss;
+    return loss + losses_left(task);
   }
 
   // A batch of one row: its columns are all different, and its values are their inputs.
@@ -636,12 +647,12 @@ class RuleTable final : public LinearTable<T> {
     };
     if constexpr (owing == Owing::recorded) {
       const OwnDebts<Rule, T> debts(*steps_, now_);
-      scores_[0] = weigh(debts.are_any(), [&](Vectors& c, const double* mark, int64_t n) SKOPTIM_INLINE {
+      scores_[0] = weigh(debts.are_any(), [&](Vectors& c, const double* mark) SKOPTIM_INLINE {
         T left[lanes<T>];
-        debts.pay(c.run(), mark, n, left);
+        debts.pay(c.run(), mark, lanes<T>, left);
       });
     } else {
-      scores_[0] = weigh(true, [threshold = rest_.threshold](Vectors& c, const double* mark, int64_t) SKOPTIM_INLINE {
+      scores_[0] = weigh(true, [threshold = rest_.threshold](Vectors& c, const double* mark) SKOPTIM_INLINE {
         each_lane<lanes<T>>([&](int i) SKOPTIM_INLINE {
           c.w[i] = soft_threshold(c.w[i], owed_amount<T>(threshold, mark[i]));
         });
@@ -901,15 +912,17 @@ class RuleTable final : public LinearTable<T> {
     return loss;
   }
 
-  // Loss and derivatives of the mean over n samples, from scores without the intercepts.
+  // Loss and derivatives of the mean over n samples, from scores without the intercepts. Losses of single rows of few
+  // outputs are summed later, many at once, out of the way of the next row: what is returned includes those of others.
   double loss_of(const Task<T>& task, int64_t begin, int64_t n) {
     for (int64_t i = 0; i < n; ++i)
       add_scaled(&scores_[i * width_], shared_->intercept.data(), T(1), width_);
-    if (n == 1 && width_ < fills_vectors && task.loss->of_few) {
-      const double loss = task.loss->of_few(scores_.data(), width_, task.targets, task.order[begin], task.weights,
-                                            task.loss_parameter, derivatives_.data());
+    if (n == 1 && width_ < fills_vectors && task.loss->slopes) {
+      const int64_t row = task.order[begin];
+      task.loss->slopes(scores_.data(), width_, task.targets, row, task.weights, task.loss_parameter,
+                        derivatives_.data());
       std::copy_n(derivatives_.data(), width_, bias_gradient_.data());
-      return loss;
+      return loss_later(task, row);
     }
     const double loss =
         task.loss->batch(scores_.data(), n, width_, task.targets, task.order + begin, 0, task.weights,
@@ -920,11 +933,24 @@ class RuleTable final : public LinearTable<T> {
 
   // The same for one row and one output.
   double loss_of_one(const Task<T>& task, int64_t place) {
-    double loss = 0;
-    const T score = scores_[0] + shared_->intercept[0];
+    const int64_t row = task.order[place];
+    scores_[0] += shared_->intercept[0];
     derivatives_[0] = bias_gradient_[0] =
-        task.loss->of_one(score, task.targets, task.order[place], task.weights, task.loss_parameter, loss);
-    return loss;
+        task.loss->slope(scores_[0], task.targets, row, task.weights, task.loss_parameter);
+    return loss_later(task, row);
+  }
+
+  double loss_later(const Task<T>& task, int64_t row) {
+    for (int64_t k = 0; k < width_; ++k) later_.scores[later_.n * width_ + k] = scores_[k];
+    later_.rows[later_.n] = row;
+    return ++later_.n < Later::room ? 0.0 : losses_left(task);
+  }
+
+  // The sum of the losses that have not been summed.
+  double losses_left(const Task<T>& task) {
+    const int64_t n = std::exchange(later_.n, 0);
+    return task.loss->batch(later_.scores, n, width_, task.targets, later_.rows, 0, task.weights, task.loss_parameter,
+                            T(1), nullptr);
   }
 
   // Without a gradient the step of the columns is an idle one: it is owed like any other.
@@ -1085,6 +1111,7 @@ class RuleTable final : public LinearTable<T> {
   NumberedBatch<T> batch_;
   std::vector<T> left_;
   std::vector<T> scores_, derivatives_, bias_gradient_;
+  Later later_;
   Kept kept_;
   Rest* const shared_ = &rest_;                  // whose intercepts are trained
   const Record<Rule, T>* const steps_ = &record_;  // what is owed

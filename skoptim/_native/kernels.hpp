@@ -176,10 +176,10 @@ struct LossKernel {
   // Sample i of the batch is row rows[i] of the targets and weights (first + i when rows is null).
   double (*batch)(const T* z, int64_t n, int64_t n_outputs, const Targets<T>&, const int64_t* rows,
                   int64_t first, const T* weights, T parameter, T scale, T* d);
-  // Of one score: returns the weighted derivative, and adds the weighted loss; null for losses of several outputs.
-  T (*of_one)(T z, const Targets<T>&, int64_t row, const T* weights, T parameter, double& total);
+  // The weighted derivative of one score; null for losses of several outputs.
+  T (*slope)(T z, const Targets<T>&, int64_t row, const T* weights, T parameter);
   // The same for the scores of one row, fewer than `fills_vectors`; z and d have room for so many.
-  double (*of_few)(const T* z, int64_t n_outputs, const Targets<T>&, int64_t row, const T* weights, T parameter, T* d);
+  void (*slopes)(const T* z, int64_t n_outputs, const Targets<T>&, int64_t row, const T* weights, T parameter, T* d);
 };
 
 template <class T>

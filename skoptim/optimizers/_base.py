@@ -343,19 +343,19 @@ class Optimizer(BaseEstimator):
         rate: Any = self._learning_rate
         if isinstance(rate, float) and 0 <= rate < np.inf:
             return _constant(rate, len(steps))
-        named = f"{self._rate_name}={rate!r} of {type(self).__name__}"
         rates = np.asarray(rate(steps) if callable(rate) else rate, dtype=np.float64)
         if rates.shape not in ((), steps.shape):
-            raise ValueError(
-                f"{named} gives rates of shape {rates.shape} for {len(steps)} steps; a schedule "
-                "must return one rate for each step number."
+            problem = (
+                f"rates of shape {rates.shape} for {len(steps)} steps; a schedule must return one "
+                "rate for each step number."
             )
-        if not ((rates >= 0) & (rates < np.inf)).all():
-            raise ValueError(
-                f"{named} gives a rate that is negative or not finite; schedules must return rates "
-                "of at least 0."
+        elif not ((rates >= 0) & (rates < np.inf)).all():
+            problem = (
+                "a rate that is negative or not finite; schedules must return rates of at least 0."
             )
-        return np.broadcast_to(rates, steps.shape)
+        else:
+            return np.broadcast_to(rates, steps.shape)
+        raise ValueError(f"{self._rate_name}={rate!r} of {type(self).__name__} gives {problem}")
 
     def prepare(
         self,
