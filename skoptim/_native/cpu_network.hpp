@@ -274,62 +274,82 @@ bool shrinks_unit(T& unit, T value) {
 template <class T>
 T effective(T unit) { return unit + T(unit == T(0)); }
 
-// Whether a CSR row has a value that shrinks the unit of its column, of which every `stride`-th number is one. Few
-// rows have, and vectors find the others.
-template <class Index, class T>
-bool any_shrinks(const Matrix<T>& x, int64_t row, const T* units, int64_t stride) {
-  const Index* const indptr = static_cast<const Index*>(x.indptr);
-  const int64_t begin = int64_t(indptr[row]), n = int64_t(indptr[row + 1]) - begin;
-  const Index* const indices = static_cast<const Index*>(x.indices) + begin;
-  const T* const values = x.data + begin;
-  int64_t count = 0;
-  for (int64_t e = 0; e < n; ++e) {
-    const T own = T(1) / absolute(values[e]);
-    count += own < below_which_it_shrinks(units[int64_t(indices[e]) * stride]) ? 1 : 0;
-  }
-  return count > 0;
+// Calls visit(column, value) for what is stored of a row.
+template <class T, class Visit>
+[[gnu::always_inline]] inline void visit_row(const Matrix<T>& x, int64_t row, Visit visit) {
+  if (x.indices) return visit_entries(x, nullptr, row, 1, [=](int64_t, int64_t column, T value) { visit(column, value); });
+  for (int64_t f = 0; f < x.n_columns; ++f) visit(f, x.data[row * x.n_columns + f]);
 }
 
-// Lets the units of columns know the entries of the given rows: learn(column, unit) is called for each that becomes
-// another one, and is to write it there. Returns the mean squared norm in these units, over some hundred of the rows.
-template <class T, class Learn>
-double observe_units(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* units, int64_t stride,
-                     Learn learn) {
+// The mean squared norm, in units of the columns of which every `stride`-th number is one, of some hundred of the rows.
+template <class T>
+double mean_squared_norm(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* units,
+                         int64_t stride) {
   constexpr int64_t sampled = 256;
-  const auto row_of = [=](int64_t i) { return rows ? rows[i] : first + i; };
-  const auto visit = [&](int64_t row, auto visitor) {
-    if (x.indices) {
-      visit_entries(x, nullptr, row, 1, [&](int64_t, int64_t column, T value) { visitor(column, value); });
-    } else {
-      for (int64_t f = 0; f < x.n_columns; ++f) visitor(f, x.data[row * x.n_columns + f]);
-    }
-  };
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t row = row_of(i);
-    if (x.indices) {
-      if (i + 1 < n)
-        visit(row_of(i + 1), [=](int64_t column, T) { __builtin_prefetch(units + column * stride, 1); });
-      if (!(x.wide ? any_shrinks<int64_t>(x, row, units, stride) : any_shrinks<int32_t>(x, row, units, stride)))
-        continue;
-    }
-    visit(row, [&](int64_t column, T value) {
-      T unit = units[column * stride];
-      if (shrinks_unit(unit, value)) learn(column, unit);
-    });
-  }
   double total = 0;
   int64_t count = 0;
   for (int64_t i = 0; i < n; i += (n + sampled - 1) / sampled, ++count)
-    visit(row_of(i), [&](int64_t column, T value) {
+    visit_row(x, rows ? rows[i] : first + i, [&](int64_t column, T value) {
       const double scaled = double(value) * units[column * stride];
       total += scaled * scaled;
     });
   return count ? total / count : 0.0;
 }
 
+// Lets the units of columns know the entries of the given rows; returns their mean squared norm.
 template <class T>
 double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, T* unit) {
-  return observe_units(x, rows, first, n, unit, 1, [=](int64_t column, T learned) { unit[column] = learned; });
+  std::vector<T> largest(x.n_columns);
+  T* const seen = largest.data();
+  if (x.indices) {
+    visit_entries(x, rows, first, n, [=](int64_t, int64_t column, T value) SKOPTIM_INLINE {
+      seen[column] = larger(seen[column], absolute(value));
+    });
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      const T* const values = x.data + (rows ? rows[i] : first + i) * x.n_columns;
+#pragma GCC ivdep
+      for (int64_t f = 0; f < x.n_columns; ++f) seen[f] = larger(seen[f], absolute(values[f]));
+    }
+  }
+  for (int64_t f = 0; f < x.n_columns; ++f) shrinks_unit(unit[f], seen[f]);
+  return mean_squared_norm(x, rows, first, n, unit, 1);
+}
+
+// The same for some CSR rows of a model with many more columns, of which every `stride`-th number is a unit:
+// learn(column, unit) is called for each that becomes another one, and is to write it there.
+template <class Index, class T, class Learn>
+void observe_rows(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* units, int64_t stride,
+                  Learn learn) {
+  const Index* const indptr = static_cast<const Index*>(x.indptr);
+  std::vector<int64_t> flagged;
+  for (int64_t i = 0; i < n; ++i) {
+    const auto row_of = [=](int64_t j) { return rows ? rows[j] : first + j; };
+    if (i + 1 < n)
+      visit_row(x, row_of(i + 1), [=](int64_t column, T) { __builtin_prefetch(units + column * stride, 1); });
+    const int64_t begin = int64_t(indptr[row_of(i)]), size = int64_t(indptr[row_of(i) + 1]) - begin;
+    const Index* const columns = static_cast<const Index*>(x.indices) + begin;
+    const T* const values = x.data + begin;
+    // Few rows have any, and vectors find the others; where some are, nobody can foresee which.
+    const auto shrinks = [=](int64_t e) SKOPTIM_INLINE {
+      const T own = T(1) / absolute(values[e]);
+      return own < below_which_it_shrinks(units[int64_t(columns[e]) * stride]) ? 1 : 0;
+    };
+    int64_t count = 0;
+    for (int64_t e = 0; e < size; ++e) count += shrinks(e);
+    if (count == 0) continue;
+    if (int64_t(flagged.size()) < size) flagged.resize(size);
+    int64_t n_flagged = 0;
+    for (int64_t e = 0; e < size; ++e) {
+      flagged[n_flagged] = e;
+      n_flagged += shrinks(e);
+    }
+    for (int64_t k = 0; k < n_flagged; ++k) {
+      const int64_t column = int64_t(columns[flagged[k]]);
+      T unit = units[column * stride];
+      if (shrinks_unit(unit, values[flagged[k]])) learn(column, unit);  // (The column may come twice.)
+    }
+  }
 }
 
 // See kernels.hpp. Weights may be null.

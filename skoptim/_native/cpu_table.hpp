@@ -17,6 +17,7 @@
 #include "cpu_owing.hpp"
 #include "cpu_rows.hpp"
 #include "cpu_runs.hpp"
+#include "cpu_undo.hpp"
 #include "cpu_wide_rows.hpp"
 
 SKOPTIM_BEGIN
@@ -82,12 +83,6 @@ class RuleTable final : public LinearTable<T> {
   static constexpr bool may_pay_in_vectors = std::is_same_v<Rule, Adagrad>;
   // Columns that are taken out together when all are visited.
   static constexpr int64_t chunk = 512;
-  // Numbers of a record; behind the last record there is room for so many.
-  static constexpr int64_t copied_at_once = 4;
-  // Looking whether the column of an entry has been copied takes about as long as copying so many bytes of the table.
-  static constexpr int64_t copied_per_entry = 16;
-  // A copy of a table up to this keeps its memory for the next one.
-  static constexpr int64_t spare_bytes = 16 << 20;
 
  public:
   RuleTable(int64_t n_columns, int64_t width, bool has_units, bool averaging, int64_t row_width)
@@ -209,45 +204,36 @@ class RuleTable final : public LinearTable<T> {
     };
     bool finite = is_finite(rest_.intercept.data(), width_);
     const int64_t n = layout_.unit;
-    if (kept_.keeping && !kept_.all) {
-      for (int64_t j = 0; j < kept_.n; ++j) {
-        if (j + 8 < kept_.n) __builtin_prefetch(at(kept_.columns[j + 8]));
-        const T* const record = at(kept_.columns[j]);
-        for (int64_t i = 0; i < n; ++i) finite &= std::isfinite(record[i]);
-      }
-    } else if (n == layout_.size) {
-      finite &= is_finite(records_.data(), n_columns_ * n);
-    } else {
-      for (int64_t column = 0; column < n_columns_; ++column)
-        for (int64_t i = 0; i < n; ++i) finite &= std::isfinite(at(column)[i]);
-    }
+    const bool some_changed = kept_.records.visit_changed(records_.data(), [&](const T* record) {
+      for (int64_t i = 0; i < n; ++i) finite &= std::isfinite(record[i]);
+    });
+    if (some_changed) return finite;
+    if (n == layout_.size) return finite && is_finite(records_.data(), n_columns_ * n);
+    for (int64_t column = 0; column < n_columns_; ++column)
+      for (int64_t i = 0; i < n; ++i) finite &= std::isfinite(at(column)[i]);
     return finite;
   }
 
   double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n) override {
     if (!has_units_) return 0.0;
     if (layout_.owing == Owing::recorded) settle();
-    return observe_units(x, rows, first, n, records_.data() + layout_.unit, layout_.size,
-                         [this](int64_t column, T unit) { learn_unit(column, unit); });
+    const T* const units = records_.data() + layout_.unit;
+    const auto learn = [this](int64_t column, T unit) { learn_unit(column, unit); };
+    x.wide ? observe_rows<int64_t>(x, rows, first, n, units, layout_.size, learn)
+           : observe_rows<int32_t>(x, rows, first, n, units, layout_.size, learn);
+    return mean_squared_norm(x, rows, first, n, units, layout_.size);
   }
 
   void keep() override {
-    kept_.is_kept.resize((n_columns_ + 63) / 64);
-    kept_.columns.clear();  // (The records of another layout may have been longer.)
-    kept_.records.clear();
+    kept_.records.begin(n_columns_, layout_.size);
     kept_.rest = rest_;
     kept_.layout = layout_;
     kept_.now = now_;
     kept_.sums = paths_.sums();
-    kept_.keeping = true;
   }
 
   void undo() override {
-    if (kept_.all) {
-      std::swap(records_, kept_.table);
-    } else {
-      put_back_kept(records_);
-    }
+    kept_.records.put_back(records_);
     if (kept_.account) {
       record_ = std::move(kept_.record);
       paths_ = std::move(kept_.paths);
@@ -262,12 +248,10 @@ class RuleTable final : public LinearTable<T> {
   }
 
   void forget() override {
-    for (int64_t j = 0; j < kept_.n; ++j) kept_.is_kept[kept_.columns[j] / 64] = 0;
-    kept_.n = 0;
-    if (kept_.table.size() * int64_t(sizeof(T)) > spare_bytes) kept_.table = Memory<T>();
+    kept_.records.end();
     kept_.record = Record<Rule, T>();
     kept_.paths = Paths();
-    kept_.keeping = kept_.all = kept_.account = false;
+    kept_.account = false;
   }
 
  private:
@@ -285,7 +269,7 @@ class RuleTable final : public LinearTable<T> {
   void begin_block(const Task<T>& task) {
     change_owing(task);
     const int64_t n_entries = task.x.n_stored() / std::max<int64_t>(task.x.n_rows, 1) * task.n_samples;
-    if (n_entries * copied_per_entry > records_.size() * int64_t(sizeof(T))) keep_everything();
+    if (KeptRecords<T>::prefers_all(n_entries, records_)) kept_.records.keep_all(records_);
     if (layout_.owing != Owing::recorded) return;
     if (record_.bytes() > record_bytes) settle();
     record_.append(task.scalars, averaging_);
@@ -326,15 +310,10 @@ class RuleTable final : public LinearTable<T> {
     double decay = 1.0, threshold = 0.0;
   };
 
-  // What was there before a block: the columns that it has changed, each copied before its first change, or,
-  // if `all`, the whole table; and the account, if it was begun anew since.
+  // What was there before a block; the account, if it was begun anew since.
   struct Kept {
-    bool keeping = false, all = false, account = false;
-    std::vector<uint64_t> is_kept;  // a bit for each column
-    int64_t n = 0;                 // of these there are as many; their memory is used again
-    std::vector<int64_t> columns;
-    std::vector<T> records;
-    Memory<T> table;
+    KeptRecords<T> records;
+    bool account = false;
     Record<Rule, T> record;
     Paths paths;
     typename Paths::Sums sums;
@@ -378,7 +357,7 @@ class RuleTable final : public LinearTable<T> {
     layout_.mark = layout_.unit + has_units_;
     layout_.average = layout_.mark + (has_marks(owing) ? of_double : 0);
     layout_.size = layout_.average + (averaging_ ? of_double * width_ : 0);
-    records_ = Memory<T>(n_columns_ * layout_.size + copied_at_once);
+    records_ = Memory<T>(n_columns_ * layout_.size + KeptRecords<T>::at_once);
     outgrows_cache_ = n_columns_ * layout_.size * int64_t(sizeof(T)) > cache_bytes;
   }
 
@@ -1037,55 +1016,15 @@ class RuleTable final : public LinearTable<T> {
   template <Owing owing>
   double mark() const { return owing == Owing::recorded ? double(now_) : rest_.threshold; }
 
-  // Undoing.
-
   template <class Index>
   void keep_columns(const Index* columns, int64_t n) {
-    if (!kept_.keeping || kept_.all) return;
-    const int64_t size = layout_.size, first = kept_.n;
-    if (int64_t(kept_.columns.size()) < first + n) {
-      const int64_t room = std::min(2 * (first + n), n_columns_ + n);
-      kept_.columns.resize(room);
-      kept_.records.resize(room * size + copied_at_once);
-    }
-    // Whether a column is new cannot be foreseen: it is noted in any case, and counts if it is. (Bits are read of all
-    // columns, which are different, before any is written: a word that was just written is slow to read.)
-    int64_t* const noted = kept_.columns.data();
-    uint64_t* const is_kept = kept_.is_kept.data();
-    int64_t n_noted = first;
-    for (int64_t e = 0; e < n; ++e) {
-      const auto column = uint64_t(columns[e]);
-      noted[n_noted] = int64_t(column);
-      n_noted += ((is_kept[column / 64] >> (column % 64)) & 1) ^ 1;
-    }
-    for (int64_t j = first; j < n_noted; ++j) {
-      is_kept[noted[j] / 64] |= uint64_t(1) << (noted[j] % 64);
-      const T* const from = at(noted[j]);
-      T* const to = kept_.records.data() + j * size;
-      // What is copied beyond a record, the next one overwrites.
-      for (int64_t k = 0; k < size; k += copied_at_once) std::memcpy(to + k, from + k, copied_at_once * sizeof(T));
-    }
-    kept_.n = n_noted;
-  }
-
-  void put_back_kept(Memory<T>& table) {
-    const int64_t size = layout_.size;
-    for (int64_t j = 0; j < kept_.n; ++j)
-      std::copy_n(&kept_.records[j * size], size, table.data() + kept_.columns[j] * size);
-  }
-
-  void keep_everything() {
-    if (!kept_.keeping || kept_.all) return;
-    if (kept_.table.size() != records_.size()) kept_.table = Memory<T>(records_.size());
-    std::copy_n(records_.data(), records_.size(), kept_.table.data());
-    put_back_kept(kept_.table);
-    kept_.all = true;
+    kept_.records.keep(columns, n, records_.data());
   }
 
   // Before the account is begun anew.
   void keep_account() {
-    keep_everything();
-    if (!kept_.keeping || kept_.account) return;
+    kept_.records.keep_all(records_);
+    if (!kept_.records.is_keeping() || kept_.account) return;
     kept_.record = record_;
     kept_.paths = paths_;
     kept_.account = true;
