@@ -98,7 +98,7 @@ class LinearTable:
         return self._native.observe(data.X.native, data.rows, 0, data.n_samples)
 
     def penalty(self, terms: PenaltyTerms) -> tuple[float, bool]:
-        """Pay all debts; return the penalty, and whether all parameters are finite."""
+        """Return the penalty, and whether all parameters are finite."""
         absolute, squares, norms, finite = self._native.penalty_sums()
         return terms.l1 * absolute + 0.5 * terms.l2 * squares + terms.group_l1 * norms, finite
 

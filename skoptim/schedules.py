@@ -86,7 +86,7 @@ class Schedule(ABC, BaseEstimator):
         """Raise a ValueError that names the first hyper-parameter out of range."""
         # (BaseEstimator's own check takes as long as the rates of thousands of steps.)
         constraints = self._parameter_constraints
-        values = {name: getattr(self, name) for name in constraints if hasattr(self, name)}
+        values = {name: value for name, value in vars(self).items() if name in constraints}
         validate_parameter_constraints(constraints, values, caller_name=type(self).__name__)
 
     def update_scale(self, scale: float, losses: Sequence[float], tol: float | None) -> float:

@@ -261,6 +261,20 @@ def test_nothing_behind_the_last_row_is_read(name, dtype, monkeypatch):
         np.testing.assert_allclose(sparse.coef_, dense.coef_, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("n_classes", [2, 10])
+def test_what_l1_takes_is_exact_after_many_epochs(n_classes, monkeypatch):
+    """Sums over all steps, of which a debt is a difference, must not grow without end."""
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    X = sp.random(150, 300, 0.05, "csr", random_state=0)
+    y = np.arange(150) % n_classes
+    model = SGDClassifier(
+        "log_loss", penalty="l1", alpha=0.01, optimizer=SGD(0.1), max_iter=2000, tol=None
+    )
+    model.set_params(random_state=0)
+    actual, expected = (clone(model).fit(data, y).coef_ for data in (X, X.toarray()))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12 * abs(expected).max())
+
+
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
 def test_normalized_ftrl_is_ftrl_in_units_of_the_data(sparse):
     X, y = sparse_problem()
@@ -740,6 +754,17 @@ def test_asynchronous_training_under_a_penalty_that_scales_weights_away(alpha, d
     together = model.set_params(asynchronous=True, n_jobs=2).fit(X.astype(dtype), y)
     rtol = 1e-4 if dtype == np.float32 else 1e-12
     np.testing.assert_allclose(together.coef_, alone.coef_, rtol=rtol, atol=1e-30)
+
+
+def test_threads_wait_for_each_other_where_l2_halves_weights():
+    """One that is behind would read weights stored over decays far from its own."""
+    rng = np.random.default_rng(0)
+    X = sp.random(20_000, 300, 0.02, "csr", rng=rng)
+    y = (X @ rng.standard_normal(300) > 0).astype(int)
+    model = SGDClassifier("log_loss", optimizer=SGD(0.3), alpha=0.03, max_iter=2, tol=None)
+    alone = clone(model).set_params(random_state=0).fit(X, y)
+    together = model.set_params(random_state=0, asynchronous=True, n_jobs=2).fit(X, y)
+    np.testing.assert_allclose(together.coef_, alone.coef_, rtol=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1), FTRL(), Adagrad(0.1), NormalizedFTRL()])

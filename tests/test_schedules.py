@@ -300,3 +300,18 @@ class TestAdaptive:
 
     def test_other_schedules_leave_the_scale_alone(self):
         assert Cosine(0.1, 10).update_scale(0.5, [1.0] * 50, 1e-4) == 0.5
+
+
+def test_a_subclass_need_not_have_the_parameters_that_it_inherits_limits_for():
+    class Halving(Exponential):
+        decay = None  # no parameter any more
+
+        def __init__(self, initial=0.1):
+            self.initial = initial
+
+        def _rates(self, t):
+            return self.initial * 0.5**t
+
+    assert Halving()(np.array([1, 2])).tolist() == [0.05, 0.025]
+    with pytest.raises(ValueError, match=r"initial.*Halving"):
+        Halving(-1.0)(1)

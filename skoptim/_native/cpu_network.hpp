@@ -330,7 +330,7 @@ void observe_rows(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_
     const int64_t begin = int64_t(indptr[row_of(i)]), size = int64_t(indptr[row_of(i) + 1]) - begin;
     const Index* const columns = static_cast<const Index*>(x.indices) + begin;
     const T* const values = x.data + begin;
-    // Few rows have any, and vectors find the others; where some are, nobody can foresee which.
+    // Few rows have a value that shrinks a unit, and vectors find the others; which values do, nobody can foresee.
     const auto shrinks = [=](int64_t e) SKOPTIM_INLINE {
       const T own = T(1) / absolute(values[e]);
       return own < below_which_it_shrinks(units[int64_t(columns[e]) * stride]) ? 1 : 0;

@@ -49,12 +49,12 @@ class RowInVectors {
   int64_t size() const { return n_; }
   const Index* columns() const { return columns_; }
 
-  // Calls visit(columns, values) for each vector.
+  // To step: calls visit(columns, values) for each vector.
   template <class Visit>
   [[gnu::always_inline]] inline void each_vector(Visit visit) const {
     each_vector(visit, last_values_);
   }
-  // The same with the value zero where an entry comes again.
+  // To sum: the same with the value zero where an entry comes again.
   template <class Visit>
   [[gnu::always_inline]] inline void each_vector_once(Visit visit) const {
     each_vector(visit, last_values_once_);
@@ -97,7 +97,8 @@ struct NarrowColumns {
   static constexpr int64_t at_unit = n_numbers, at_mark = at_unit + has_units;
   static constexpr int64_t record_size = at_mark + (has_marks(owing) ? of_a_mark : 0);
 
-  // Fills vectors, and returns the sum of weights times values. `pay(c, mark)` pays what columns owe, if `owes`.
+  // Fills vectors, and returns the sum of weights times values. `pay(c, mark)` pays what columns owe, if `owes`
+  // (in these copies: an entry that comes again is paid again).
   template <class Row, class Pay>
   [[gnu::always_inline]] static T weigh(const Row& row, const T* records, Scalars<Rule, T> k, Columns* vectors,
                                         bool owes, Pay pay) {

@@ -76,6 +76,12 @@ class RuleTable final : public LinearTable<T> {
   static constexpr int64_t record_bytes = 16 << 20;
   // Scaled weights are brought back to their size once the product of all factors is below this.
   static constexpr double smallest_decay = sizeof(T) == 4 ? 1e-20 : 1e-150;
+  // Workers, one of which may be ahead of another by all of their steps, read each other's scaled weights: these must be
+  // about the same.
+  static constexpr double smallest_shared_decay = 0.5;
+  // What L1 takes from a weight is the difference of two sums over steps, whose rounding grows with them: at some part of
+  // a usual weight they begin anew.
+  static constexpr double largest_threshold = 1.0 / 16;
   // A table beyond this is not found in the second level of a usual cache.
   static constexpr int64_t cache_bytes = 1 << 20;
   // Whether what the columns of a row owe by the record is paid as their vectors are filled. (Adam and its kin, and SGD
@@ -143,7 +149,7 @@ class RuleTable final : public LinearTable<T> {
   }
 
   PenaltySums penalty_sums() override {
-    // Other debts cost the next steps nothing.
+    // Paying other debts would save the next steps nothing.
     const bool settles = layout_.owing == Owing::recorded && now_ > 0;
     if (settles) keep_account();
     PenaltySums sums{0, 0, 0, true};
@@ -176,8 +182,8 @@ class RuleTable final : public LinearTable<T> {
     if (scales(layout_.owing)) {
       // No worker can bring all weights back to their size while others train.
       const double decay = decay_of(task.scalars);
+      if (decay < smallest_shared_decay) return false;
       if (rest_.decay * decay < smallest_decay) settle();
-      if (decay < smallest_decay) return false;
     }
     for (int64_t i = 0; i < n_workers; ++i) {
       workers_.emplace_back(new RuleTable(*this, i, n_workers));
@@ -204,10 +210,10 @@ class RuleTable final : public LinearTable<T> {
     };
     bool finite = is_finite(rest_.intercept.data(), width_);
     const int64_t n = layout_.unit;
-    const bool some_changed = kept_.records.visit_changed(records_.data(), [&](const T* record) {
+    const bool only_some = kept_.records.visit_changed(records_.data(), [&](const T* record) {
       for (int64_t i = 0; i < n; ++i) finite &= std::isfinite(record[i]);
     });
-    if (some_changed) return finite;
+    if (only_some) return finite;
     if (n == layout_.size) return finite && is_finite(records_.data(), n_columns_ * n);
     for (int64_t column = 0; column < n_columns_; ++column)
       for (int64_t i = 0; i < n; ++i) finite &= std::isfinite(at(column)[i]);
@@ -268,6 +274,7 @@ class RuleTable final : public LinearTable<T> {
 
   void begin_block(const Task<T>& task) {
     change_owing(task);
+    if (layout_.owing == Owing::thresholded && rest_.threshold * rest_.decay > largest_threshold) settle();
     const int64_t n_entries = task.x.n_stored() / std::max<int64_t>(task.x.n_rows, 1) * task.n_samples;
     if (KeptRecords<T>::prefers_all(n_entries, records_)) kept_.records.keep_all(records_);
     if (layout_.owing != Owing::recorded) return;
@@ -511,6 +518,7 @@ class RuleTable final : public LinearTable<T> {
 
   void reserve(const Task<T>& task) {
     const int64_t touched = std::min(task.longest_row * task.batch_size, task.x.n_stored());
+    later_.n = 0;
     if (width_ == 1) vectors_.resize(std::max(int64_t(vectors_.size()), task.longest_row / lanes<T> + 1));
     taken_.reserve(std::min(n_columns_, touched), width_, n_slots, has_units_, has_marks(layout_.owing), averaging_);
     sums_.resize(width_ + lanes<T>);  // (Parts of outputs may share some.)
@@ -891,8 +899,9 @@ class RuleTable final : public LinearTable<T> {
     return loss;
   }
 
-  // Loss and derivatives of the mean over n samples, from scores without the intercepts. Losses of single rows of few
-  // outputs are summed later, many at once, out of the way of the next row: what is returned includes those of others.
+  // Derivatives of the mean loss over n samples, from scores without the intercepts; returns their loss. Losses of
+  // single rows of few outputs are summed later, many at once, out of the way of the next row: returned are those that
+  // are summed now, if any.
   double loss_of(const Task<T>& task, int64_t begin, int64_t n) {
     for (int64_t i = 0; i < n; ++i)
       add_scaled(&scores_[i * width_], shared_->intercept.data(), T(1), width_);

@@ -23,11 +23,13 @@ class KeptRecords {
   // Numbers of a record that are copied together; behind the last record of a table there is room for so many.
   static constexpr int64_t at_once = 4;
 
-  // Keeps records of `size` numbers from here on.
+  // Keeps records of `size` numbers from here on, until `end`.
   void begin(int64_t n_columns, int64_t size) {
     is_kept_.resize((n_columns + 63) / 64);
-    columns_.clear();  // (The records of another layout may have been longer.)
-    records_.clear();
+    if (size != size_) {
+      columns_.clear();  // There may be no room for as many longer records.
+      records_.clear();
+    }
     n_columns_ = n_columns;
     size_ = size;
     is_keeping_ = true;
@@ -88,7 +90,8 @@ class KeptRecords {
     is_all_ ? std::swap(table, table_) : put_back_columns(table);
   }
 
-  // Calls visit(record) with what the records are now that may have changed; false where that may be all of them.
+  // Calls visit(record) with each record, as it is now, that has been copied; returns false, without a visit, if all
+  // have been, or none is kept.
   template <class Visit>
   bool visit_changed(const T* table, Visit visit) const {
     if (!is_keeping_ || is_all_) return false;
