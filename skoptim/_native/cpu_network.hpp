@@ -316,8 +316,8 @@ double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n
   return mean_squared_norm(x, rows, first, n, unit, 1);
 }
 
-// The same for some CSR rows of a model with many more columns, of which every `stride`-th number is a unit:
-// learn(column, unit) is called for each that becomes another one, and is to write it there.
+// Lets units know some CSR rows of a model that may have many more columns, where every `stride`-th number is one:
+// learn(column, unit) is called for each unit that becomes another, and is to write it there.
 template <class Index, class T, class Learn>
 void observe_rows(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n, const T* units, int64_t stride,
                   Learn learn) {
