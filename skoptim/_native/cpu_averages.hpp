@@ -96,8 +96,13 @@ class AccountSums {
   History history_;
 };
 
-// In place of a function that gives the mark of a coefficient: there is no threshold.
-struct NoMarks {};
+// What L1 had taken in all when coefficients were paid: of each its own, or the same of all.
+struct Marks {
+  const double* of_each = nullptr;
+  double of_all = 0.0;
+  bool are_zero() const { return !of_each && of_all == 0.0; }
+  double operator()(int64_t i) const { return of_each ? of_each[i] : of_all; }
+};
 
 // A weight is decay sign(v) (V - threshold), until that is zero, where v is the weight as it is stored, scaled, and
 // V = |v| + the threshold when it was paid. So F is a sum of decays times V minus one of decays times thresholds.
@@ -130,21 +135,21 @@ class AveragedPaths<SGD, T> : public AccountSums<2> {
     else
       history_.begin(2, sums_.values);
   }
-  // Adds `times` F to the averages of n coefficients; `mark(i)` is the threshold when coefficient i was paid.
-  template <class Mark>
-  void add(double times, const Run<T>& run, int64_t n, Mark mark, double* average) const {
+  // Adds `times` F to the averages of n coefficients; `marks` are the thresholds when these were paid.
+  void add(double times, const Run<T>& run, int64_t n, Marks marks, double* average) const {
     const T* const v = run.w;
-    if constexpr (std::is_same_v<Mark, NoMarks>) {
+    if (marks.are_zero() && history_.n_steps() == 0) {
+      // There has been no threshold, and the step under way brings none.
       const double factor = times * sums_.values[0];
 #pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) average[i] += factor * double(v[i]);
-    } else {
-      for (int64_t i = 0; i < n; ++i) {
-        if (v[i] == T(0)) continue;
-        const double size = absolute(double(v[i])) + mark(i);
-        const double* const sums = history_.sums_below(size);
-        average[i] += times * double(sign(v[i])) * (size * sums[0] - sums[1]);
-      }
+      return;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      if (v[i] == T(0)) continue;
+      const double size = absolute(double(v[i])) + marks(i);
+      const double* const sums = history_.sums_below(size);
+      average[i] += times * double(sign(v[i])) * (size * sums[0] - sums[1]);
     }
   }
 };
@@ -153,10 +158,8 @@ class AveragedPaths<SGD, T> : public AccountSums<2> {
 // c = (beta + u root) / alpha. In powers of q = u^2 / (c + u^2 L), for an L about which l2 stays,
 // 1 / (c + u^2 l2) is the sum of (-q (l2 - L))^n q / u^2: so F is made of sums of (l2 - L)^n, and of these times l1.
 constexpr int n_ridge_terms = 10;
-template <bool square_root, class T>
-class AveragedPaths<FTRL<square_root>, T> : public AccountSums<2 * n_ridge_terms> {
-  using Rule = FTRL<square_root>;
-  using Row = Scalars<Rule, T>;
+template <class T>
+class FTRLPaths : public AccountSums<2 * n_ridge_terms> {
   static constexpr int n_terms = n_ridge_terms;
   // Of q |l2 - L|, the ratio of successive terms: the terms left out are below 7e-13 of the first.
   static constexpr double most = 0.06;
@@ -169,6 +172,7 @@ class AveragedPaths<FTRL<square_root>, T> : public AccountSums<2 * n_ridge_terms
     sums_ = {};
     largest_unit_ = unit;
   }
+  template <class Row>
   bool suits(const Row& row, double, double largest_unit) const {
     if (is_empty()) return true;
     if (largest_unit > largest_unit_) return false;
@@ -178,6 +182,7 @@ class AveragedPaths<FTRL<square_root>, T> : public AccountSums<2 * n_ridge_terms
     if (is_lasso_ && (l1 < history_.last() || history_.is_full())) return false;
     return absolute(l2 - l2_) <= most * (least_ + l2_);
   }
+  template <class Row>
   void count(const Row& row, double, double) {
     const double l1 = row.common.l1, l2 = row.common.l2;
     if (is_empty()) {
@@ -200,13 +205,14 @@ class AveragedPaths<FTRL<square_root>, T> : public AccountSums<2 * n_ridge_terms
     ++sums_.n_steps;
     if (is_lasso_) record(l1);
   }
-  template <class Mark>
-  void add(double times, const Run<T>& run, int64_t n, Mark, double* average) const {
+  // The same; there are no marks.
+  [[gnu::noinline]] void add(double times, const Run<T>& run, int64_t n, Marks, double* average) const {
     if (is_ridge_)
       add_all<n_terms>(times, run, n, average);
     else
       add_all<1>(times, run, n, average);
   }
+
  private:
   int terms_in_use() const { return is_ridge_ ? n_terms : 1; }
 
@@ -258,5 +264,7 @@ class AveragedPaths<FTRL<square_root>, T> : public AccountSums<2 * n_ridge_terms
   double l2_ = 0, least_ = 0;  // L, and the least c / u^2
   bool is_lasso_ = false, is_ridge_ = false;
 };
+template <bool square_root, class T>
+class AveragedPaths<FTRL<square_root>, T> : public FTRLPaths<T> {};
 
 SKOPTIM_END

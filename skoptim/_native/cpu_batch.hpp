@@ -61,20 +61,19 @@ class NumberedBatch {
     SKOPTIM_ARCH::reserve(numbering_, x, n_entries);
   }
 
-  // Reads n samples; returns how many columns they touch. If these outgrow the cache, fetch(column) is called for what
-  // the next row touches.
-  template <class Fetch>
-  int64_t read(const Task<T>& task, int64_t begin, int64_t n, bool outgrow_cache, Fetch fetch) {
+  // Reads n samples; returns how many columns they touch. Of these the records, of `size` numbers, are fetched a row
+  // ahead, if they are given.
+  int64_t read(const Task<T>& task, int64_t begin, int64_t n, const T* records, int64_t size) {
     const int64_t* const order = task.order + begin;
     n_rows_ = n;
-    const auto before = [&](int64_t i, const T* values, int64_t size) SKOPTIM_INLINE {
-      rows_[i] = {values, size};
+    const auto before = [&](int64_t i, const T* values, int64_t n_entries) SKOPTIM_INLINE {
+      rows_[i] = {values, n_entries};
       if (i + rows_ahead >= n) prefetch(task, begin + i);  // of the next batch
-      if (!outgrow_cache || begin + i + 1 == task.n_samples) return;
+      if (!records || begin + i + 1 == task.n_samples) return;
       const int32_t* const position = numbering_.position.data();
       visit_entries(task.x, order + i + 1, 0, 1, [=](int64_t, int64_t column, T) SKOPTIM_INLINE {
         __builtin_prefetch(position + column, 1);
-        fetch(column);
+        __builtin_prefetch(records + column * size, 1, 2);
       });
     };
     return number_columns(task.x, order, 0, n, numbering_, before);

@@ -1,5 +1,5 @@
-// One instruction set's table of kernels. Compiled once per instruction set, with
-// SKOPTIM_ARCH naming it; cpu_module.cpp chooses among the tables when the module is imported.
+// The table of kernels of one instruction set and one type of numbers. Compiled once for each pair, with SKOPTIM_ARCH and
+// SKOPTIM_DTYPE naming them; cpu_module.cpp chooses among the tables when the module is imported.
 #include <cstddef>
 
 #include "cpu_quasi_newton.hpp"
@@ -50,7 +50,6 @@ const Kernels<T>& kernels() {
   return table;
 }
 
-template const Kernels<float>& kernels<float>();
-template const Kernels<double>& kernels<double>();
+template const Kernels<SKOPTIM_DTYPE>& kernels<SKOPTIM_DTYPE>();
 
 SKOPTIM_END

@@ -273,6 +273,9 @@ bool shrinks_unit(T& unit, T value) {
 // A column that has had no value yet has the unit 1.
 template <class T>
 T effective(T unit) { return unit + T(unit == T(0)); }
+// The one at a place of a record.
+template <class T>
+SKOPTIM_HD T unit_at(const T* place) { return effective(*place); }
 
 // Calls visit(column, value) for what is stored of a row.
 template <class T, class Visit>

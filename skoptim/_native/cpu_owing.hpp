@@ -26,10 +26,14 @@ constexpr bool scales(Owing owing) { return owing == Owing::scaled || owing == O
 template <class T>
 SKOPTIM_HD T owed_amount(double threshold, double mark) { return T(larger(threshold - mark, 0.0)); }
 
+// The mark at a place of a record.
+template <class T>
+SKOPTIM_HD double mark_at(const T* place) { return load<double>(place); }
+
 // Sets the mark of a record. Beside other workers the larger one stays: one of these may have paid more.
 template <class T>
 SKOPTIM_HD void set_mark(T* place, double mark, bool is_worker) {
-  if (is_worker) mark = larger(load<double>(place), mark);
+  if (is_worker) mark = larger(mark_at(place), mark);
   store(mark, place);
 }
 

@@ -125,7 +125,7 @@ struct NarrowColumns {
         // In whole vectors: they are read so again at once.
         double mark[lanes<T>];
         for (int j = 0; j < lanes<T>; j += lanes<double>)
-          store(vector_of<double>([=](int i) SKOPTIM_INLINE { return load<double>(at(j + i) + at_mark); }), mark + j);
+          store(vector_of<double>([=](int i) SKOPTIM_INLINE { return mark_at(at(j + i) + at_mark); }), mark + j);
         pay(c, mark);
       }
       sums[which] += load<Vector<T>>(c.w) * x;

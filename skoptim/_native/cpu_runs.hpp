@@ -47,9 +47,9 @@ template <class T>
 SKOPTIM_HD int64_t in_vectors(int64_t n, int64_t width) { return width == 1 ? n / lanes<T> * lanes<T> : 0; }
 
 // Copies the runs that the records of n columns begin with, records being of `size` numbers: runs[j] (n, width) becomes
-// the j-th of each.
+// the j-th of each. (Not inlined, like what follows: one copy serves all rules.)
 template <int n_runs, class T>
-void copy_out(const T* records, int64_t size, const int64_t* number, int64_t n, int64_t width, T* const* runs) {
+[[gnu::noinline]] void copy_out(const T* records, int64_t size, const int64_t* number, int64_t n, int64_t width, T* const* runs) {
   const int64_t filled = in_vectors<T>(n, width);
   for (int64_t e = 0; e < filled; e += lanes<T>)
     each_run<n_runs>([=](auto j, auto how_many) SKOPTIM_INLINE {
@@ -69,7 +69,7 @@ void copy_out(const T* records, int64_t size, const int64_t* number, int64_t n, 
 
 // The other way.
 template <int n_runs, class T>
-void copy_back(T* const* runs, int64_t n, int64_t width, T* records, int64_t size, const int64_t* number) {
+[[gnu::noinline]] void copy_back(T* const* runs, int64_t n, int64_t width, T* records, int64_t size, const int64_t* number) {
   const int64_t filled = in_vectors<T>(n, width);
   for (int64_t e = 0; e < filled; e += lanes<T>)
     each_run<n_runs>([=](auto j, auto how_many) SKOPTIM_INLINE {
@@ -87,15 +87,16 @@ void copy_back(T* const* runs, int64_t n, int64_t width, T* records, int64_t siz
   });
 }
 
-// out (n, width) = what `of_column` returns for each of n columns.
-template <class T, class Value>
-[[gnu::always_inline]] inline void spread(int64_t n, int64_t width, T* out, Value of_column) {
-  const int64_t filled = in_vectors<T>(n, width);
-  for (int64_t e = 0; e < filled; e += lanes<T>)
-    store(vector_of<T>([=](int i) SKOPTIM_INLINE { return of_column(e + i); }), out + e);
+// out (n, width) = what `read` finds at a place of the records of n columns; `places` is that of the first record.
+template <auto read, class T, class Out>
+[[gnu::noinline]] void spread(const T* places, int64_t size, const int64_t* number, int64_t n, int64_t width, Out* out) {
+  const auto of_column = [=](int64_t e) SKOPTIM_INLINE { return read(places + number[e] * size); };
+  const int64_t filled = in_vectors<Out>(n, width);
+  for (int64_t e = 0; e < filled; e += lanes<Out>)
+    store(vector_of<Out>([=](int i) SKOPTIM_INLINE { return of_column(e + i); }), out + e);
   with_width(width, [=](auto w) {
     for (int64_t e = filled; e < n; ++e) {
-      const T value = of_column(e);
+      const Out value = of_column(e);
       for (int64_t k = 0; k < w; ++k) out[e * w + k] = value;
     }
   });

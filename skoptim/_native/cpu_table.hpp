@@ -221,13 +221,16 @@ class RuleTable final : public LinearTable<T> {
   }
 
   double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n) override {
-    if (!has_units_) return 0.0;
-    if (layout_.owing == Owing::recorded) settle();
-    const T* const units = records_.data() + layout_.unit;
-    const auto learn = [this](int64_t column, T unit) { learn_unit(column, unit); };
-    x.wide ? observe_rows<int64_t>(x, rows, first, n, units, layout_.size, learn)
-           : observe_rows<int32_t>(x, rows, first, n, units, layout_.size, learn);
-    return mean_squared_norm(x, rows, first, n, units, layout_.size);
+    if constexpr (Rule::contains_penalty) {
+      if (!has_units_) return 0.0;
+      if (layout_.owing == Owing::recorded) settle();
+      const T* const units = records_.data() + layout_.unit;
+      const auto learn = [this](int64_t column, T unit) { learn_unit(column, unit); };
+      x.wide ? observe_rows<int64_t>(x, rows, first, n, units, layout_.size, learn)
+             : observe_rows<int32_t>(x, rows, first, n, units, layout_.size, learn);
+      return mean_squared_norm(x, rows, first, n, units, layout_.size);
+    }
+    return 0.0;
   }
 
   void keep() override {
@@ -346,14 +349,10 @@ class RuleTable final : public LinearTable<T> {
   bool keeps_paths() const { return averaging_ && has_paths(layout_.owing); }
 
   // Adds `times` what they hold of the columns taken out, as these lie in the table.
-  template <Owing owing, class Mark>
-  void add_paths(double times, int64_t n, Mark mark) {
-    if (!averaging_ || paths_.is_empty()) return;
-    const Run<T> run = taken_.run(has_units_);
-    if constexpr (Paths::holds && has_marks(owing))
-      paths_.add(times, run, n * width_, mark, taken_.average.data());
-    else if constexpr (Paths::holds)
-      paths_.add(times, run, n * width_, NoMarks{}, taken_.average.data());
+  void add_paths(double times, int64_t n, Marks marks) {
+    if constexpr (Paths::holds)
+      if (averaging_ && !paths_.is_empty())
+        paths_.add(times, taken_.run(has_units_), n * width_, marks, taken_.average.data());
   }
 
   void lay_out(Owing owing) {
@@ -421,17 +420,17 @@ class RuleTable final : public LinearTable<T> {
     constexpr bool stored = stores_weights(owing);
     const int64_t width = single ? 1 : width_;
     const int64_t* const number = taken_.number.data();
-    copy_out<stored + n_slots>(records_.data(), layout_.size, number, n, width, taken_.runs().data() + !stored);
+    const T* const records = records_.data();
+    copy_out<stored + n_slots>(records, layout_.size, number, n, width, taken_.runs().data() + !stored);
     if (has_marks(owing))
-      spread(n, width, taken_.mark.data(), [=](int64_t e) { return mark_of(at(number[e])); });
+      spread<mark_at<T>>(records + layout_.mark, layout_.size, number, n, width, taken_.mark.data());
     if (has_units_)
-      spread(n, width, taken_.unit.data(), [=](int64_t e) { return effective(at(number[e])[layout_.unit]); });
+      spread<unit_at<T>>(records + layout_.unit, layout_.size, number, n, width, taken_.unit.data());
     if (averaging_)
       for (int64_t e = 0; e < n; ++e)
         std::memcpy(&taken_.average[e * width], at(number[e]) + layout_.average, width * sizeof(double));
-    if constexpr (has_paths(owing))
-      add_paths<owing>(1.0, n, [mark = taken_.mark.data()](int64_t i) { return mark[i]; });
-    pay_taken<single, owing>(n);
+    if constexpr (has_paths(owing)) add_paths(1.0, n, {has_marks(owing) ? taken_.mark.data() : nullptr});
+    pay_taken<owing>(n);
   }
 
   void put(int64_t n, double mark) {
@@ -470,7 +469,7 @@ class RuleTable final : public LinearTable<T> {
     visit(single, std::integral_constant<Owing, Owing::recorded>{});
   }
 
-  template <bool single, Owing owing>
+  template <Owing owing>
   void pay_taken(int64_t n) {
     const Run<T> run = taken_.run(has_units_);
     if (owing == Owing::derived) return Driver::derive_run(run, n * width_, *in_force_);
@@ -732,9 +731,9 @@ class RuleTable final : public LinearTable<T> {
 
   // Pays a column what it owes by the record, and copies its weights.
   void pay_in_place(T* record, T* w) {
-    const int64_t from = int64_t(mark_of(record));
+    const int64_t from = int64_t(mark_at(record + layout_.mark));
     if (from < now_)
-      Driver::pay_run(run_of(record, record), has_units_ ? effective(record[layout_.unit]) : T(1), nullptr, width_,
+      Driver::pay_run(run_of(record, record), has_units_ ? unit_at(record + layout_.unit) : T(1), nullptr, width_,
                       steps_->steps(), from, now_);
     // (Another worker may have paid more.)
     if (from < now_ || !is_worker()) set_mark(record + layout_.mark, double(now_), false);
@@ -744,7 +743,7 @@ class RuleTable final : public LinearTable<T> {
   // A step of a column with gradient factor * g; the unit in `step` is set.
   void step_in_place(T* record, const T* g, T factor, Row& step) {
     if constexpr (Rule::contains_penalty)
-      if (has_units_) step.own[Rule::unit] = effective(record[layout_.unit]);
+      if (has_units_) step.own[Rule::unit] = unit_at(record + layout_.unit);
     Driver::update_run(run_of(record, record), g, factor, width_, step);
     set_mark(record + layout_.mark, mark<Owing::recorded>(), is_worker());
   }
@@ -787,11 +786,11 @@ class RuleTable final : public LinearTable<T> {
     if constexpr (Paths::holds && Rule::contains_penalty) {
       if (!keeps_paths() || paths_.is_empty()) return;
       Run<T> run = run_of(record, record);
-      std::vector<T> unit(width_, effective(record[layout_.unit]));
+      std::vector<T> unit(width_, unit_at(record + layout_.unit));
       std::vector<double> average(width_);
       run.unit = unit.data();
       std::memcpy(average.data(), record + layout_.average, width_ * sizeof(double));
-      paths_.add(times, run, width_, NoMarks{}, average.data());
+      paths_.add(times, run, width_, {}, average.data());
       std::memcpy(record + layout_.average, average.data(), width_ * sizeof(double));
     }
   }
@@ -799,7 +798,7 @@ class RuleTable final : public LinearTable<T> {
   // Lets the state of a column stand for the same weights in another unit.
   void change_unit(T* record, T unit) {
     if constexpr (Rule::contains_penalty) {
-      const Row row = in_force_->with_unit(effective(record[layout_.unit]));
+      const Row row = in_force_->with_unit(unit_at(record + layout_.unit));
       const Run<T> run = run_of(record, record);
       for (int64_t k = 0; k < width_; ++k) {
         T s[slot_storage<Rule>] = {};
@@ -809,8 +808,6 @@ class RuleTable final : public LinearTable<T> {
       }
     }
   }
-
-  double mark_of(const T* record) const { return SKOPTIM_ARCH::load<double>(record + layout_.mark); }
 
   // What the next but one row will touch; its indices were prefetched before.
   [[gnu::always_inline]] inline void prefetch_records(const Task<T>& task, int64_t place) {
@@ -879,8 +876,7 @@ class RuleTable final : public LinearTable<T> {
   double train_batch(const Task<T>& task, int64_t begin, int64_t n, const Row& now) {
     const int64_t width = single ? 1 : width_;
     const int64_t n_touched =
-        batch_.read(task, begin, n, outgrows_cache_,
-                    [this](int64_t column) SKOPTIM_INLINE { __builtin_prefetch(at(column), 1, 2); });
+        batch_.read(task, begin, n, outgrows_cache_ ? records_.data() : nullptr, layout_.size);
     std::copy_n(batch_.columns(), n_touched, taken_.number.data());
     keep_columns(taken_.number.data(), n_touched);
     if constexpr (!single)
@@ -975,7 +971,7 @@ class RuleTable final : public LinearTable<T> {
     if (now.common.group_l1 > T(0))
       for (int64_t e = 0; e < n; ++e) Driver::shrink_group(run.w + e * width_, width_, now);
     if constexpr (has_paths(owing))
-      add_paths<owing>(-1.0, n, [this](int64_t) { return mark<owing>(); });
+      add_paths(-1.0, n, {nullptr, mark<owing>()});
     else if (averaging_)
       Driver::add_to_average(taken_.average.data(), run.w, size, now.common);
   }

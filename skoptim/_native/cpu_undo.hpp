@@ -51,31 +51,7 @@ class KeptRecords {
   // Copies the records of n columns, all different, that have not been copied.
   template <class Index>
   void keep(const Index* columns, int64_t n, const T* table) {
-    if (!is_keeping_ || is_all_) return;
-    const int64_t first = n_;
-    if (int64_t(columns_.size()) < first + n) {
-      const int64_t room = std::min(2 * (first + n), n_columns_ + n);
-      columns_.resize(room);
-      records_.resize(room * size_ + at_once);
-    }
-    // Whether a column is new cannot be foreseen: it is noted in any case, and counts if it is. (Bits are read of all
-    // columns before any is written: a word that was just written is slow to read.)
-    int64_t* const noted = columns_.data();
-    uint64_t* const is_kept = is_kept_.data();
-    int64_t n_noted = first;
-    for (int64_t e = 0; e < n; ++e) {
-      const auto column = uint64_t(columns[e]);
-      noted[n_noted] = int64_t(column);
-      n_noted += ((is_kept[column / 64] >> (column % 64)) & 1) ^ 1;
-    }
-    for (int64_t j = first; j < n_noted; ++j) {
-      is_kept[noted[j] / 64] |= uint64_t(1) << (noted[j] % 64);
-      const T* const from = table + noted[j] * size_;
-      T* const to = records_.data() + j * size_;
-      // What is copied beyond a record, the next one overwrites.
-      for (int64_t k = 0; k < size_; k += at_once) std::memcpy(to + k, from + k, at_once * sizeof(T));
-    }
-    n_ = n_noted;
+    if (is_keeping_ && !is_all_) copy(columns, n, table);
   }
 
   void keep_all(const Memory<T>& table) {
@@ -103,6 +79,35 @@ class KeptRecords {
   }
 
  private:
+  // (A call: most trainings copy nothing, and many functions ask.)
+  template <class Index>
+  [[gnu::noinline]] void copy(const Index* columns, int64_t n, const T* table) {
+    const int64_t first = n_;
+    if (int64_t(columns_.size()) < first + n) {
+      const int64_t room = std::min(2 * (first + n), n_columns_ + n);
+      columns_.resize(room);
+      records_.resize(room * size_ + at_once);
+    }
+    // Whether a column is new cannot be foreseen: it is noted in any case, and counts if it is. (Bits are read of all
+    // columns before any is written: a word that was just written is slow to read.)
+    int64_t* const noted = columns_.data();
+    uint64_t* const is_kept = is_kept_.data();
+    int64_t n_noted = first;
+    for (int64_t e = 0; e < n; ++e) {
+      const auto column = uint64_t(columns[e]);
+      noted[n_noted] = int64_t(column);
+      n_noted += ((is_kept[column / 64] >> (column % 64)) & 1) ^ 1;
+    }
+    for (int64_t j = first; j < n_noted; ++j) {
+      is_kept[noted[j] / 64] |= uint64_t(1) << (noted[j] % 64);
+      const T* const from = table + noted[j] * size_;
+      T* const to = records_.data() + j * size_;
+      // What is copied beyond a record, the next one overwrites.
+      for (int64_t k = 0; k < size_; k += at_once) std::memcpy(to + k, from + k, at_once * sizeof(T));
+    }
+    n_ = n_noted;
+  }
+
   void put_back_columns(Memory<T>& table) const {
     for (int64_t j = 0; j < n_; ++j) std::copy_n(&records_[j * size_], size_, table.data() + columns_[j] * size_);
   }

@@ -82,7 +82,7 @@ struct WideColumns {
   // A step of a column with gradient factor * d.
   SKOPTIM_HD static void step(const Parts<n>& parts, T* record, int64_t width, T factor, Scalars<Rule, T>& k,
                               double mark, bool is_worker, const T* w, const T* d) {
-    if constexpr (owing == Owing::derived) k.own[Rule::unit] = has_units ? effective(record[n_runs * width]) : T(1);
+    set_unit(record, width, k);
     parts.each(
         [=](int64_t first, int64_t) SKOPTIM_INLINE {
           return load_part((owing == Owing::scaled ? record : w) + first, record, width, first);
@@ -110,10 +110,14 @@ struct WideColumns {
   }
 
  private:
+  SKOPTIM_HD static void set_unit(const T* record, int64_t width, Scalars<Rule, T>& k) {
+    if constexpr (owing == Owing::derived) k.own[Rule::unit] = has_units ? unit_at(record + n_runs * width) : T(1);
+  }
+
   // Sets the unit of a column in k, and returns what its weights owe.
   SKOPTIM_HD static T prepare(const T* record, int64_t width, Scalars<Rule, T>& k, double threshold) {
-    if constexpr (owing == Owing::derived) k.own[Rule::unit] = has_units ? effective(record[n_runs * width]) : T(1);
-    return has_marks(owing) ? owed_amount<T>(threshold, load<double>(record + n_runs * width)) : T(0);
+    set_unit(record, width, k);
+    return has_marks(owing) ? owed_amount<T>(threshold, mark_at(record + n_runs * width)) : T(0);
   }
 
   SKOPTIM_HD static V weights_of(const Loaded& part, const Scalars<Rule, T>& k, T owed) {

@@ -397,7 +397,7 @@ class Optimizer(BaseEstimator):
             l1,
             l2,
             terms.group_l1,
-            1.0 - rates * self.weight_decay,
+            1.0 - rates * self.weight_decay if self.weight_decay else 1.0,
             np.inf if self.clip_value is None else self.clip_value,
             terms.lower,
             terms.upper,
