@@ -26,7 +26,8 @@ class AveragedPaths {
   void go_back(const Sums&) {}
 };
 
-// Sums over the first steps of an account, for each number of steps, and a threshold that has grown meanwhile.
+// Sums over the first steps of an account, for each number of steps, and a threshold that has grown meanwhile. A step
+// under way, which may have raised the threshold, is not among them yet.
 class History {
  public:
   // `sums` are those before the threshold began to grow.
@@ -205,7 +206,7 @@ class FTRLPaths : public AccountSums<2 * n_ridge_terms> {
     ++sums_.n_steps;
     if (is_lasso_) record(l1);
   }
-  // The same; there are no marks.
+  // Adds `times` F to the averages of n coefficients. (Weights that are derived have no marks.)
   [[gnu::noinline]] void add(double times, const Run<T>& run, int64_t n, Marks, double* average) const {
     if (is_ridge_)
       add_all<n_terms>(times, run, n, average);

@@ -49,7 +49,8 @@ SKOPTIM_HD int64_t in_vectors(int64_t n, int64_t width) { return width == 1 ? n 
 // Copies the runs that the records of n columns begin with, records being of `size` numbers: runs[j] (n, width) becomes
 // the j-th of each. (Not inlined, like what follows: one copy serves all rules.)
 template <int n_runs, class T>
-[[gnu::noinline]] void copy_out(const T* records, int64_t size, const int64_t* number, int64_t n, int64_t width, T* const* runs) {
+[[gnu::noinline]] void copy_out(const T* records, int64_t size, const int64_t* number, int64_t n, int64_t width,
+                                T* const* runs) {
   const int64_t filled = in_vectors<T>(n, width);
   for (int64_t e = 0; e < filled; e += lanes<T>)
     each_run<n_runs>([=](auto j, auto how_many) SKOPTIM_INLINE {
@@ -69,7 +70,8 @@ template <int n_runs, class T>
 
 // The other way.
 template <int n_runs, class T>
-[[gnu::noinline]] void copy_back(T* const* runs, int64_t n, int64_t width, T* records, int64_t size, const int64_t* number) {
+[[gnu::noinline]] void copy_back(T* const* runs, int64_t n, int64_t width, T* records, int64_t size,
+                                 const int64_t* number) {
   const int64_t filled = in_vectors<T>(n, width);
   for (int64_t e = 0; e < filled; e += lanes<T>)
     each_run<n_runs>([=](auto j, auto how_many) SKOPTIM_INLINE {
@@ -87,10 +89,11 @@ template <int n_runs, class T>
   });
 }
 
-// out (n, width) = what `read` finds at a place of the records of n columns; `places` is that of the first record.
+// out (n, width) = what `read` finds at some place of the records of n columns; in the first record, that is `place`.
 template <auto read, class T, class Out>
-[[gnu::noinline]] void spread(const T* places, int64_t size, const int64_t* number, int64_t n, int64_t width, Out* out) {
-  const auto of_column = [=](int64_t e) SKOPTIM_INLINE { return read(places + number[e] * size); };
+[[gnu::noinline]] void spread(const T* place, int64_t size, const int64_t* number, int64_t n, int64_t width,
+                              Out* out) {
+  const auto of_column = [=](int64_t e) SKOPTIM_INLINE { return read(place + number[e] * size); };
   const int64_t filled = in_vectors<Out>(n, width);
   for (int64_t e = 0; e < filled; e += lanes<Out>)
     store(vector_of<Out>([=](int i) SKOPTIM_INLINE { return of_column(e + i); }), out + e);
