@@ -49,6 +49,34 @@ struct Multinomial {
   }
 };
 
+// Class labels become -1 and +1: a column means "is this class".
+template <class T>
+SKOPTIM_HD T target(const Targets<T>& targets, int64_t row, int64_t k, int64_t n_outputs) {
+  if (!targets.labels) return targets.values[row * n_outputs + k];
+  return targets.labels[row] == targets.first_class + k ? T(1) : T(-1);
+}
+
+// Targets and weights of some scores; (row, output) pairs are numbered row by row. (One copy serves all losses.)
+template <class T>
+[[gnu::noinline]] void look_up(const Targets<T>& targets, const int64_t* rows, int64_t first, const T* weights,
+                               int64_t n_outputs, int64_t begin, int64_t size, T* y, T* weight) {
+  if (n_outputs == 1) {
+    for (int64_t j = 0; j < size; ++j) {
+      const int64_t row = rows ? rows[begin + j] : first + begin + j;
+      y[j] = target(targets, row, 0, 1);
+      weight[j] = weights ? weights[row] : T(1);
+    }
+    return;
+  }
+  int64_t i = begin / n_outputs, k = begin % n_outputs;
+  for (int64_t j = 0; j < size; ++j) {
+    const int64_t row = rows ? rows[i] : first + i;
+    y[j] = target(targets, row, k, n_outputs);
+    weight[j] = weights ? weights[row] : T(1);
+    if (++k == n_outputs) k = 0, ++i;
+  }
+}
+
 template <class Loss, class T>
 struct ElementwiseLoss {
   // Scores are taken some at a time: targets are looked up, then all are evaluated in one loop.
@@ -100,32 +128,6 @@ struct ElementwiseLoss {
 #pragma GCC unroll 1
 #pragma GCC ivdep
     for (int k = 0; k < fills_vectors; ++k) d[k] = weight * Loss::derivative(z[k], y[k], parameter);
-  }
-
-  // Targets and weights of some scores; (row, output) pairs are numbered row by row.
-  static void look_up(const Targets<T>& targets, const int64_t* rows, int64_t first, const T* weights, int64_t n_outputs,
-                      int64_t begin, int64_t size, T* y, T* weight) {
-    if (n_outputs == 1) {
-      for (int64_t j = 0; j < size; ++j) {
-        const int64_t row = rows ? rows[begin + j] : first + begin + j;
-        y[j] = target(targets, row, 0, 1);
-        weight[j] = weights ? weights[row] : T(1);
-      }
-      return;
-    }
-    int64_t i = begin / n_outputs, k = begin % n_outputs;
-    for (int64_t j = 0; j < size; ++j) {
-      const int64_t row = rows ? rows[i] : first + i;
-      y[j] = target(targets, row, k, n_outputs);
-      weight[j] = weights ? weights[row] : T(1);
-      if (++k == n_outputs) k = 0, ++i;
-    }
-  }
-
-  // Class labels become -1 and +1: a column means "is this class".
-  static T target(const Targets<T>& targets, int64_t row, int64_t k, int64_t n_outputs) {
-    if (!targets.labels) return targets.values[row * n_outputs + k];
-    return targets.labels[row] == targets.first_class + k ? T(1) : T(-1);
   }
 };
 

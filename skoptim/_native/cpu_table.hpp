@@ -285,7 +285,8 @@ class RuleTable final : public LinearTable<T> {
     record_.append(task.scalars, averaging_);
   }
 
-  double train_own(const Task<T>& task) {
+  // (Not inlined: `train` and `train_share` have one copy.)
+  [[gnu::noinline]] double train_own(const Task<T>& task) {
     reserve(task);
     double loss = 0;
     choose([&](auto single, auto owing) { loss = train_steps<single(), owing()>(task); });
