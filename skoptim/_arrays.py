@@ -224,10 +224,12 @@ def check_data(estimator: Any, X: Any, y: Any = "no_validation", *, dtype: Any, 
         raise ValueError(f"y={y!r} is one value; it must be an array with one for each sample.")
     if not reset and _is_known_csr(X, dtype, estimator) and (alone or _is_plain(y, X.shape[0])):
         name = type(estimator).__name__
-        assert_all_finite(X, estimator_name=name, input_name="X")
+        if not _has_finite_sum(X.data):
+            assert_all_finite(X, estimator_name=name, input_name="X")
         if alone:
             return X
-        assert_all_finite(y, estimator_name=name, input_name="y")
+        if y.dtype.kind == "f" and not _has_finite_sum(y):
+            assert_all_finite(y, estimator_name=name, input_name="y")
         return X, y
     if not is_cuda_array(X):
         targets = {} if alone else {"y": y, "multi_output": True}
@@ -266,8 +268,14 @@ def _is_known_csr(X: Any, dtype: Any, estimator: Any) -> bool:
         and X.shape[0] > 0
         and X.shape[1] == getattr(estimator, "n_features_in_", None)
         and X.dtype in (dtype if isinstance(dtype, list) else [dtype])
-        and not hasattr(estimator, "feature_names_in_")
+        and "feature_names_in_" not in vars(estimator)
     )
+
+
+def _has_finite_sum(values: np.ndarray) -> bool:
+    """Whether all values are finite, in any case; the sum of such may overflow."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(values.sum()))
 
 
 def _is_plain(y: Any, n_samples: int) -> bool:

@@ -399,7 +399,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         # partial_fit goes on writing into the history; what it added is taken back.
         history = getattr(self, "history_", {})
         lengths = {name: len(values) for name, values in history.items()}
-        before = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        before = {name: vars(self)[name] for name in names if name in vars(self)}
         try:
             yield
         except BaseException:
@@ -449,7 +449,8 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         """Return the attributes learned from y; a fit that goes on must find the same ones."""
         if not going_on:
             return self._learn_targets(y, classes)
-        if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+        known = classes is None or np.array_equal(classes, self.classes_)  # (As they mostly are.)
+        if not known and not np.array_equal(np.unique(classes), self.classes_):
             raise ValueError(
                 f"classes={classes!r} differ from those of the first call, {self.classes_!r}."
             )
@@ -591,10 +592,11 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
         self, trainer: Trainer, X: Any, y: Any, weights: Any, place: Place
     ) -> None:
         """Run the training, telling scikit-learn's callbacks of its beginning, epochs and end."""
-        has_callbacks = bool(getattr(self, "_skl_callbacks", None))
-        if has_callbacks:
-            # A callback may score the model on them, which must lie where its parameters do.
-            X, y, weights = (None if a is None else place.give(a) for a in (X, y, weights))
+        if not getattr(self, "_skl_callbacks", None):
+            trainer.run()
+            return
+        # A callback may score the model on them, which must lie where its parameters do.
+        X, y, weights = (None if a is None else place.give(a) for a in (X, y, weights))
         context = self._init_callback_context(max_subtasks=trainer.options.max_iter)
         metadata = None if weights is None else {"sample_weight": weights}
         shared = {"estimator": self, "X": X, "y": y, "metadata": metadata}
@@ -609,8 +611,7 @@ class BaseTrainedEstimator(CallbackSupportMixin, BaseEstimator):
             epoch.call_on_fit_task_begin(**shared)
             return epoch.call_on_fit_task_end(**shared, reconstruction_attributes=attributes)
 
-        if has_callbacks:
-            trainer.on_epoch = on_epoch
+        trainer.on_epoch = on_epoch
         try:
             trainer.run()
         finally:

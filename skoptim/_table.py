@@ -46,6 +46,9 @@ class LinearTable:
         n_columns, width = network.layer_sizes
         average, unit = state.slots.get("average_sum"), state.slots.get("unit")
         self.is_averaging, self.has_units = average is not None, unit is not None
+        #: The settings and the largest share of stored entries for which a table is known to pay.
+        self.pays_for: tuple | None = None
+        self.pays_up_to = 0.0
         self._native = cpu_training.make_table(
             self.rule,
             n_columns,

@@ -6,6 +6,7 @@ iteration.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -123,7 +124,7 @@ class Trainer:
         self.device = network.device
         self.table = table
         #: Debts in a table are paid under the settings under which they were made.
-        self.settings = type(optimizer), repr(vars(optimizer)), terms
+        self.settings = type(optimizer), _settings_of(optimizer), terms
         self.n_samples = data.n_samples
         self.n_iter = 0
         self.best_score, self.best_loss = -np.inf, np.inf
@@ -262,10 +263,13 @@ class Trainer:
 
     def _owing_pays(self) -> bool:
         """Whether to update the columns that a batch touches only, and owe the rest their steps."""
-        X, batch_size = self.data.X, self.options.batch_size
+        X, batch_size, table = self.data.X, self.options.batch_size, self.table
         n_columns, width = self.network.layer_sizes[:2]
         # If all columns were alike. (Of a text, whose rows share many, a batch touches fewer.)
         density = X.n_stored / max(X.shape[0] * X.shape[1], 1)
+        case = *self.settings, batch_size
+        if table is not None and case == table.pays_for and density <= table.pays_up_to:
+            return True
         touched = n_columns * (1.0 - (1.0 - density) ** batch_size)
         scalars = self.optimizer.prepare(
             self.state,
@@ -274,7 +278,7 @@ class Trainer:
             batch_size=batch_size,
             average=float(bool(self.options.average)),
         )
-        return self.device.owing_pays(
+        pays = self.device.owing_pays(
             self.optimizer.rule,
             scalars.rows(),
             touched,
@@ -282,6 +286,9 @@ class Trainer:
             width,
             in_table=self.network.n_layers == 1 and self._runs_compiled,
         )
+        if pays and table is not None:
+            table.pays_for, table.pays_up_to = case, density
+        return pays
 
     @property
     def _runs_compiled(self) -> bool:
@@ -655,7 +662,7 @@ class Trainer:
         return self.table.penalty(self.terms)
 
     def _check_finite(self, loss: float, is_finite: bool) -> None:
-        finite = np.isfinite(loss) and is_finite
+        finite = math.isfinite(loss) and is_finite
         first = self.history["loss"][0] if self.history else loss
         if not finite or loss > _EXPLOSION * max(first, 1.0):
             what = "" if is_finite else ", and weights or the optimizer's state are not finite,"
@@ -726,3 +733,9 @@ class Trainer:
         # The best weights may be averaged ones; averaging starts anew from them.
         if self.state.carries.pop("averaged_steps", None) is not None:
             self.state.slots.pop("average_sum")
+
+
+def _settings_of(optimizer: Optimizer) -> tuple:
+    """Return the hyper-parameters as they are now; schedules may be changed later."""
+    values = vars(optimizer).values()
+    return tuple(v if v is None or isinstance(v, int | float) else repr(v) for v in values)

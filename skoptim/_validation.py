@@ -21,9 +21,8 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     ValueError
         If a label is not among `classes`.
     """
-    index = np.searchsorted(classes, y)
-    index = np.minimum(index, len(classes) - 1)
-    unknown = classes[index] != y
+    index = classes.searchsorted(y)
+    unknown = classes.take(index, mode="clip") != y  # (What is beyond the last class is not it.)
     if unknown.any():
         raise ValueError(
             f"y contains labels that are not in classes={classes.tolist()}: "

@@ -5,6 +5,7 @@ Classification losses take targets of -1 and +1 (`Multinomial`: class indices).
 
 from __future__ import annotations
 
+from functools import cache
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -289,9 +290,14 @@ _BY_NAME: dict[str, type[Loss]] = {
 }
 
 
+@cache
+def _names(regression: bool) -> list[str]:
+    return sorted(n for n, cls in _BY_NAME.items() if (cls.kind == "regression") == regression)
+
+
 def resolve_loss(loss: Any, *, regression: bool, epsilon: float | None = None) -> Loss:
     """Return the loss object of an estimator's `loss`, with its `epsilon` where that applies."""
-    names = sorted(n for n, cls in _BY_NAME.items() if (cls.kind == "regression") == regression)
+    names = _names(regression)
     if isinstance(loss, str) and loss in names:
         cls = _BY_NAME[loss]
         loss = cls(epsilon) if epsilon is not None and issubclass(cls, _EpsilonLoss) else cls()

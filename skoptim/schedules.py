@@ -7,8 +7,10 @@ schedule too; the classes here have, besides, parameters that a grid search can 
 (``optimizer__learning_rate__initial``).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -84,10 +86,12 @@ class Schedule(ABC, BaseEstimator):
 
     def validate(self):
         """Raise a ValueError that names the first hyper-parameter out of range."""
-        # (BaseEstimator's own check takes as long as the rates of thousands of steps.)
         constraints = self._parameter_constraints
         values = {name: value for name, value in vars(self).items() if name in constraints}
-        validate_parameter_constraints(constraints, values, caller_name=type(self).__name__)
+        # A check takes as long as the rates of thousands of steps.
+        is_known = all(type(value) in (int, float) for value in values.values())
+        check = _check_once if is_known else _check
+        check(type(self), **values)
 
     def update_scale(self, scale: float, losses: Sequence[float], tol: float | None) -> float:
         """Return what the rates are multiplied by from now on; only `Adaptive` changes it.
@@ -95,6 +99,15 @@ class Schedule(ABC, BaseEstimator):
         See :meth:`Adaptive.update_scale`.
         """
         return scale
+
+
+def _check(schedule: type[Schedule], /, **values: Any) -> None:
+    """Raise a ValueError that names the first value that the constraints exclude."""
+    constraints = schedule._parameter_constraints
+    validate_parameter_constraints(constraints, values, caller_name=schedule.__name__)
+
+
+_check_once = lru_cache(typed=True)(_check)
 
 
 class Constant(Schedule):
@@ -207,7 +220,7 @@ class Optimal(Schedule):
         self.alpha = alpha
 
     def _rates(self, t):
-        typical_weight = np.sqrt(1.0 / np.sqrt(self.alpha))
+        typical_weight = math.sqrt(1.0 / math.sqrt(self.alpha))
         t0 = 1.0 / (typical_weight * self.alpha)
         return 1.0 / (self.alpha * (t0 + t - 1.0))
 

@@ -213,7 +213,7 @@ def test_constants_agree_with_the_sources():
     words = f"n_words = {cuda.SCATTERED_WIDTH} * Frequent::most;"
     assert words in sources.source("cuda/sparse.cu")
     assert COMMON[cuda._GROUP_L1] == "group_l1"
-    of_cpu = resources.files("skoptim._native").joinpath("cpu_network.hpp").read_text()
+    of_cpu = resources.files("skoptim._native").joinpath("cpu_units.hpp").read_text()
     assert f"constexpr int64_t sampled = {cuda._SAMPLED_ROWS};" in of_cpu
 
 

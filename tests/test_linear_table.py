@@ -320,6 +320,49 @@ def test_units_that_grow_in_partial_fit_are_the_same_for_dense_and_csr(n_classes
     np.testing.assert_allclose(unit, 1 / np.abs(X).max(axis=0), rtol=1e-12)
 
 
+@pytest.mark.parametrize("average", [False, 30])
+@pytest.mark.parametrize("power", [-0.5, -0.7])
+@pytest.mark.parametrize("n_classes", [2, 12])
+def test_many_units_that_change_at_once(n_classes, power, average, monkeypatch):
+    """More than are taken out of the table together, some in many rows of a block."""
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
+    rng = np.random.default_rng(1)
+    X = sp.random_array((120, 1300), density=0.1, format="csr", rng=rng)
+    X = X * np.geomspace(1, 30, 120)[:, None] * np.geomspace(1e-3, 1e3, 1300)
+    y = rng.integers(0, n_classes, 120)
+    optimizer = NormalizedFTRL(learning_rate_power=power)
+    models = []
+    for convert in (lambda part: part.toarray(), sp.csr_array):
+        model = SGDClassifier("log_loss", optimizer=optimizer, average=average, random_state=0)
+        for part in (slice(0, 40), slice(40, 80), slice(80, 120)):
+            model.partial_fit(convert(X[part]), y[part], classes=np.arange(n_classes))
+        models.append(model)
+    dense, sparse = models
+    scale = np.abs(dense.coef_).max(axis=0)
+    assert (scale > 0).sum() > 1200
+    np.testing.assert_allclose(sparse.coef_ / scale, dense.coef_ / scale, rtol=1e-9, atol=1e-9)
+    unit = sparse.optimizer_state_.slots["unit"]
+    np.testing.assert_allclose(unit, 1 / np.abs(X.toarray()).max(axis=0), rtol=1e-12)
+
+
+def test_units_that_a_failed_block_has_changed_are_as_before(monkeypatch):
+    X, y = sparse_problem()
+    X = sp.csr_matrix(X)
+    models = [SGDClassifier("log_loss", random_state=0) for _ in range(2)]
+    for first in (0, 100):
+        for model in models:
+            model.partial_fit(X[first : first + 100], y[first : first + 100], classes=[0, 1])
+    with monkeypatch.context() as patch:
+        patch.setattr("skoptim._training._EXPLOSION", -1.0)
+        with pytest.raises(ValueError, match="diverged"):
+            models[0].partial_fit(100 * X[200:], y[200:])
+    for model in models:
+        model.partial_fit(3 * X[200:], y[200:])
+    np.testing.assert_array_equal(models[0].coef_, models[1].coef_)
+    units = [model.optimizer_state_.slots["unit"] for model in models]
+    np.testing.assert_array_equal(*units)
+
+
 def test_a_new_unit_leaves_the_weights_as_they_are():
     X, y = sparse_problem()
     model = SGDClassifier("log_loss", penalty="l1", alpha=1e-3, random_state=0)

@@ -29,7 +29,7 @@ def native_scalars(scalars: Any, dtype: Any) -> Any:
     """Return the prepared scalars of a block of steps as native steps read them."""
     kind = getattr(core, "Scalars" + SUFFIX[np.dtype(dtype)])
     row, values = scalars.row.astype(dtype), np.ascontiguousarray(scalars.values, dtype=dtype)
-    return kind(scalars.n_steps, row, scalars.varying, values)
+    return kind(scalars.n_steps, row, np.array(scalars.varying, dtype=np.int64), values)
 
 
 def make_architecture(network: Any, seed: int = 0) -> Any:

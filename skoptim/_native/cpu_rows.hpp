@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cpu_owing.hpp"
+#include "cpu_units.hpp"
 #include "cpu_vectors.hpp"
 
 SKOPTIM_BEGIN

@@ -85,6 +85,13 @@ struct RuleDriver {
     }
   }
 
+  // Lets the states of n coefficients, of which the run has the units, stand for the same weights in other units.
+  static void change_units(const Run<T>& run, const T* units, int64_t n, const Scalars<Rule, T>& k) {
+    for_each<states>(run, n, k, [units, c = k.common](T&, T* s, const T* own, int64_t i) SKOPTIM_INLINE {
+      Rule::change_unit(s, units[i], c, own);
+    });
+  }
+
   // One step of n coefficients with gradient factor * g.
   static void update_run(const Run<T>& run, const T* g, T factor, int64_t n,
                          const Scalars<Rule, T>& k) {

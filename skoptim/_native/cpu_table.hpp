@@ -18,6 +18,7 @@
 #include "cpu_rows.hpp"
 #include "cpu_runs.hpp"
 #include "cpu_undo.hpp"
+#include "cpu_units.hpp"
 #include "cpu_wide_rows.hpp"
 
 SKOPTIM_BEGIN
@@ -103,6 +104,7 @@ class RuleTable final : public LinearTable<T> {
 
   void load(const T* w, const T* const* slots, const double* average, const T* unit, Owing owing) {
     lay_out(owing);
+    units_.forget();
     for (int64_t c = 0; c < n_columns_; ++c) {
       T* const record = at(c);
       const int64_t i = c * width_;
@@ -224,11 +226,13 @@ class RuleTable final : public LinearTable<T> {
     if constexpr (Rule::contains_penalty) {
       if (!has_units_) return 0.0;
       if (layout_.owing == Owing::recorded) settle();
-      const T* const units = records_.data() + layout_.unit;
-      const auto learn = [this](int64_t column, T unit) { learn_unit(column, unit); };
-      x.wide ? observe_rows<int64_t>(x, rows, first, n, units, layout_.size, learn)
-             : observe_rows<int32_t>(x, rows, first, n, units, layout_.size, learn);
-      return mean_squared_norm(x, rows, first, n, units, layout_.size);
+      if (units_.is_empty()) {
+        units_.resize(n_columns_);
+        for (int64_t c = 0; c < n_columns_; ++c) units_.data()[c] = at(c)[layout_.unit];
+      }
+      units_.observe(x, rows, first, n);
+      learn_units(units_.changed(), units_.n_changed());
+      return mean_squared_norm(x, rows, first, n, units_.data());
     }
     return 0.0;
   }
@@ -243,6 +247,7 @@ class RuleTable final : public LinearTable<T> {
 
   void undo() override {
     kept_.records.put_back(records_);
+    units_.forget();
     if (kept_.account) {
       record_ = std::move(kept_.record);
       paths_ = std::move(kept_.paths);
@@ -772,40 +777,28 @@ class RuleTable final : public LinearTable<T> {
     return run;
   }
 
-  void learn_unit(int64_t column, T unit) {
-    keep_columns(&column, 1);
-    T* const record = at(column);
-    add_path(1.0, record);
-    change_unit(record, effective(unit));
-    record[layout_.unit] = unit;
-    largest_unit_ = larger(largest_unit_, effective(unit));
-    add_path(-1.0, record);
-  }
-
-  // The same for all coefficients of one column, where they lie.
-  void add_path(double times, T* record) {
-    if constexpr (Paths::holds && Rule::contains_penalty) {
-      if (!keeps_paths() || paths_.is_empty()) return;
-      Run<T> run = run_of(record, record);
-      std::vector<T> unit(width_, unit_at(record + layout_.unit));
-      std::vector<double> average(width_);
-      run.unit = unit.data();
-      std::memcpy(average.data(), record + layout_.average, width_ * sizeof(double));
-      paths_.add(times, run, width_, {}, average.data());
-      std::memcpy(record + layout_.average, average.data(), width_ * sizeof(double));
-    }
-  }
-
-  // Lets the state of a column stand for the same weights in another unit.
-  void change_unit(T* record, T unit) {
+  // Lets some columns, all different, have the units of `units_`; their state stands for the same weights in these.
+  void learn_units(const int64_t* columns, int64_t n_columns) {
     if constexpr (Rule::contains_penalty) {
-      const Row row = in_force_->with_unit(unit_at(record + layout_.unit));
-      const Run<T> run = run_of(record, record);
-      for (int64_t k = 0; k < width_; ++k) {
-        T s[slot_storage<Rule>] = {};
-        for (int j = 0; j < n_slots; ++j) s[j] = run.slots[j][k];
-        Rule::change_unit(s, unit, row.common, row.own);
-        for (int j = 0; j < n_slots; ++j) run.slots[j][k] = s[j];
+      taken_.reserve(chunk, width_, n_slots, true, has_marks(layout_.owing), averaging_);
+      const T* const units = units_.data();
+      for (int64_t first = 0; first < n_columns; first += chunk) {
+        const int64_t n = std::min(chunk, n_columns - first);
+        int64_t* const number = taken_.number.data();
+        std::copy_n(columns + first, n, number);
+        for (int64_t e = 0; e < n; ++e) prefetch_record(at(number[e]));
+        keep_columns(number, n);
+        take(n);
+        T* const learned = taken_.gradients.data();  // (There are none now.)
+        spread<unit_at<T>>(units, 1, number, n, width_, learned);
+        Driver::change_units(taken_.run(true), learned, n * width_, *in_force_);
+        taken_.unit.swap(taken_.gradients);
+        if (keeps_paths()) add_paths(-1.0, n, {});
+        put(n, 0.0);
+        for (int64_t e = 0; e < n; ++e) {
+          at(number[e])[layout_.unit] = units[number[e]];
+          largest_unit_ = larger(largest_unit_, effective(units[number[e]]));
+        }
       }
     }
   }
@@ -1040,6 +1033,7 @@ class RuleTable final : public LinearTable<T> {
   const bool has_units_, averaging_;
   Layout layout_;
   Memory<T> records_;
+  ColumnUnits<T> units_;  // empty while nothing needs it
   bool outgrows_cache_ = false;
   Rest rest_;
   const Row* in_force_ = nullptr;  // the scalars of the last step taken

@@ -71,8 +71,13 @@ class KeptRecords {
   template <class Visit>
   bool visit_changed(const T* table, Visit visit) const {
     if (!is_keeping_ || is_all_) return false;
+    constexpr int64_t ahead = 16;
     for (int64_t j = 0; j < n_; ++j) {
-      if (j + 8 < n_) __builtin_prefetch(table + columns_[j + 8] * size_);
+      if (j + ahead < n_) {
+        const T* const record = table + columns_[j + ahead] * size_;
+        __builtin_prefetch(record);
+        __builtin_prefetch(record + size_ - 1);
+      }
       visit(table + columns_[j] * size_);
     }
     return true;

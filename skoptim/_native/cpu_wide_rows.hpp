@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpu_owing.hpp"
+#include "cpu_units.hpp"
 #include "cpu_vectors.hpp"
 
 SKOPTIM_BEGIN

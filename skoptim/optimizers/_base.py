@@ -66,7 +66,7 @@ class OptimizerState:
 
 
 # What a single step shares with all others.
-_NOTHING_VARIES, _NO_VALUES = np.empty(0, dtype=np.int64), np.empty((1, 0))
+_NO_VALUES = np.empty((1, 0))
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Scalars:
     n_steps : int
     row : ndarray of shape (n_scalars,)
         The `COMMON` ones, then the rule's own, of the first step.
-    varying : ndarray of int64 of shape (n_varying,)
+    varying : tuple of int
         Which of them are not the same in all steps.
     values : ndarray of shape (n_steps, n_varying)
         These, step by step.
@@ -86,7 +86,7 @@ class Scalars:
 
     n_steps: int
     row: np.ndarray
-    varying: np.ndarray
+    varying: tuple[int, ...]
     values: np.ndarray
 
     @classmethod
@@ -94,7 +94,7 @@ class Scalars:
         """Return the scalars that are given column by column, as numbers or arrays of all steps."""
         if n_steps == 1:
             row = [c[0] if isinstance(c, np.ndarray) and c.ndim else c for c in columns]
-            return cls(1, np.array(row, dtype=np.float64), _NOTHING_VARIES, _NO_VALUES)
+            return cls(1, np.array(row, dtype=np.float64), (), _NO_VALUES)
         first: list[float] = []
         varying: list[int] = []
         for i, column in enumerate(columns):
@@ -106,28 +106,28 @@ class Scalars:
         for j, i in enumerate(varying):
             values[:, j] = columns[i]
         numbers = np.array(first, dtype=np.float64)
-        return cls(n_steps, numbers, np.array(varying, dtype=np.int64), values)
+        return cls(n_steps, numbers, tuple(varying), values)
 
     def rows(self) -> np.ndarray:
         """Return a row for each step, shape (n_steps, n_scalars)."""
         if self.n_steps == 1:
             return self.row[None]
         rows = np.tile(self.row, (self.n_steps, 1))
-        rows[:, self.varying] = self.values
+        rows[:, list(self.varying)] = self.values
         return rows
 
     def total(self, name: str) -> float:
         """Return the sum of one of the `COMMON` scalars over all steps."""
         column = COMMON.index(name)
         if column in self.varying:
-            return float(self.values[:, self.varying == column].sum())
+            return float(self.values[:, self.varying.index(column)].sum())
         return float(self.n_steps * self.row[column])
 
     def last(self, name: str) -> float:
         """Return one of the `COMMON` scalars of the last step."""
         column = COMMON.index(name)
         if column in self.varying:
-            return float(self.values[-1, self.varying == column][0])
+            return float(self.values[-1, self.varying.index(column)])
         return float(self.row[column])
 
     def first(self, n_steps: int) -> Scalars:
@@ -354,7 +354,7 @@ class Optimizer(BaseEstimator):
                 "a rate that is negative or not finite; schedules must return rates of at least 0."
             )
         else:
-            return np.broadcast_to(rates, steps.shape)
+            return rates if rates.shape == steps.shape else np.broadcast_to(rates, steps.shape)
         raise ValueError(f"{self._rate_name}={rate!r} of {type(self).__name__} gives {problem}")
 
     def prepare(

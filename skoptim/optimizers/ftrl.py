@@ -143,8 +143,9 @@ class FTRL(Optimizer):
 
     def _first_rate(self, state: OptimizerState) -> float:
         """Return the rate of the first step, the alpha of the formula."""
-        first = self.learning_rates(np.array([1], dtype=np.int64))[0] * rate_scale(state)
-        return state.carries.get("first_rate", float(first))
+        if "first_rate" in state.carries:
+            return state.carries["first_rate"]
+        return float(self.learning_rates(np.array([1], dtype=np.int64))[0] * rate_scale(state))
 
     def _strengths(
         self,
