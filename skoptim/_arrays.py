@@ -273,7 +273,7 @@ def _is_known_csr(X: Any, dtype: Any, estimator: Any) -> bool:
 
 
 def _has_finite_sum(values: np.ndarray) -> bool:
-    """Whether all values are finite, in any case; the sum of such may overflow."""
+    """Whether the sum is finite: then all values are; if not, it may be the sum that overflows."""
     with np.errstate(all="ignore"):
         return bool(np.isfinite(values.sum()))
 

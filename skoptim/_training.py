@@ -267,8 +267,9 @@ class Trainer:
         n_columns, width = self.network.layer_sizes[:2]
         # If all columns were alike. (Of a text, whose rows share many, a batch touches fewer.)
         density = X.n_stored / max(X.shape[0] * X.shape[1], 1)
-        case = *self.settings, batch_size
-        if table is not None and case == table.pays_for and density <= table.pays_up_to:
+        # As long as the rate stays what it is, the answer does.
+        case = None if callable(self.optimizer._learning_rate) else (*self.settings, batch_size)
+        if table is not None and case and case == table.pays_for and density <= table.pays_up_to:
             return True
         touched = n_columns * (1.0 - (1.0 - density) ** batch_size)
         scalars = self.optimizer.prepare(
@@ -736,6 +737,9 @@ class Trainer:
 
 
 def _settings_of(optimizer: Optimizer) -> tuple:
-    """Return the hyper-parameters as they are now; schedules may be changed later."""
+    """Return the hyper-parameters, in the order in which optimizers of a type have them.
+
+    Of those that can be changed where they are, as schedules, it is a copy.
+    """
     values = vars(optimizer).values()
     return tuple(v if v is None or isinstance(v, int | float) else repr(v) for v in values)

@@ -291,8 +291,9 @@ _BY_NAME: dict[str, type[Loss]] = {
 
 
 @cache
-def _names(regression: bool) -> list[str]:
-    return sorted(n for n, cls in _BY_NAME.items() if (cls.kind == "regression") == regression)
+def _names(regression: bool) -> tuple[str, ...]:
+    found = (n for n, cls in _BY_NAME.items() if (cls.kind == "regression") == regression)
+    return tuple(sorted(found))
 
 
 def resolve_loss(loss: Any, *, regression: bool, epsilon: float | None = None) -> Loss:
@@ -309,7 +310,7 @@ def resolve_loss(loss: Any, *, regression: bool, epsilon: float | None = None) -
                 f"hidden_layer_sizes={loss!r}."
             )
         raise ValueError(
-            f"loss={loss!r} is not a {task} loss: use one of {names}, or an instance of such a "
+            f"loss={loss!r} is not a {task} loss: use one of {list(names)}, or an instance of such a "
             "class of skoptim.losses."
         )
     loss._validate_params()

@@ -89,8 +89,8 @@ class Schedule(ABC, BaseEstimator):
         constraints = self._parameter_constraints
         values = {name: value for name, value in vars(self).items() if name in constraints}
         # A check takes as long as the rates of thousands of steps.
-        is_known = all(type(value) in (int, float) for value in values.values())
-        check = _check_once if is_known else _check
+        is_hashable = all(type(value) in (int, float) for value in values.values())
+        check = _check_values_once if is_hashable else _check_values
         check(type(self), **values)
 
     def update_scale(self, scale: float, losses: Sequence[float], tol: float | None) -> float:
@@ -101,13 +101,13 @@ class Schedule(ABC, BaseEstimator):
         return scale
 
 
-def _check(schedule: type[Schedule], /, **values: Any) -> None:
+def _check_values(schedule: type[Schedule], /, **values: Any) -> None:
     """Raise a ValueError that names the first value that the constraints exclude."""
     constraints = schedule._parameter_constraints
     validate_parameter_constraints(constraints, values, caller_name=schedule.__name__)
 
 
-_check_once = lru_cache(typed=True)(_check)
+_check_values_once = lru_cache(typed=True)(_check_values)
 
 
 class Constant(Schedule):

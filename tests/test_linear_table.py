@@ -16,6 +16,7 @@ from sklearn.datasets import make_classification, make_regression
 from threadpoolctl import threadpool_limits
 
 from skoptim import SGDClassifier, SGDRegressor
+from skoptim._devices import cpu
 from skoptim._training import Trainer
 from skoptim.optimizers import FTRL, SGD, Adagrad, Adam, NormalizedFTRL, RMSprop
 from skoptim.penalties import Box, GroupL1, NonNegative
@@ -680,6 +681,29 @@ def test_one_attribute_may_be_set_before_the_others_are_read():
     model.intercept_ = np.array([1.0, 2.0, 3.0])
     np.testing.assert_array_equal(model.coef_, expected)
     np.testing.assert_array_equal(model.intercept_, [1.0, 2.0, 3.0])
+
+
+def test_whether_a_table_pays_is_asked_again_where_the_answer_may_differ(monkeypatch):
+    asked = []
+    weigh = cpu.owing_pays
+    monkeypatch.setattr(cpu, "owing_pays", lambda *a, **k: asked.append(a) or weigh(*a, **k))
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 50)
+
+    def n_asked(model, density):
+        before = len(asked)
+        X = sp.random_array((50, 3000), density=density, format="csr", rng=rng)
+        model.partial_fit(X, y, classes=[0, 1])
+        assert "_live" in vars(model)  # It is trained in a table.
+        return len(asked) - before
+
+    model = SGDClassifier("log_loss", optimizer=Adagrad(0.1), random_state=0)
+    n_asked(model, 0.01)
+    assert [n_asked(model, density) for density in (0.01, 0.01, 0.005)] == [1, 0, 0]
+    assert n_asked(model, 0.02) == 1
+    assert [n_asked(model.set_params(alpha=0.1), 0.01) for _ in range(2)] == [1, 0]
+    model.set_params(optimizer=Adagrad(Step(0.1, 70, 0.5)))
+    assert [n_asked(model, 0.01) for _ in range(3)] == [1, 1, 1]
 
 
 def test_optimizers_of_a_stream_are_validated():

@@ -228,7 +228,7 @@ class RuleTable final : public LinearTable<T> {
       if (layout_.owing == Owing::recorded) settle();
       if (units_.is_empty()) {
         units_.resize(n_columns_);
-        for (int64_t c = 0; c < n_columns_; ++c) units_.data()[c] = at(c)[layout_.unit];
+        for (int64_t c = 0; c < n_columns_; ++c) read_unit(c);
       }
       units_.observe(x, rows, first, n);
       learn_units(units_.changed(), units_.n_changed());
@@ -247,7 +247,6 @@ class RuleTable final : public LinearTable<T> {
 
   void undo() override {
     kept_.records.put_back(records_);
-    units_.forget();
     if (kept_.account) {
       record_ = std::move(kept_.record);
       paths_ = std::move(kept_.paths);
@@ -256,6 +255,8 @@ class RuleTable final : public LinearTable<T> {
     layout_ = kept_.layout;
     now_ = kept_.now;
     in_force_ = &rest_.row;
+    if (!units_.is_empty())
+      for (int64_t j = 0; j < units_.n_changed(); ++j) read_unit(units_.changed()[j]);
     record_.truncate(now_);
     paths_.go_back(kept_.sums);
     forget();
@@ -777,9 +778,12 @@ class RuleTable final : public LinearTable<T> {
     return run;
   }
 
+  void read_unit(int64_t column) { units_.data()[column] = at(column)[layout_.unit]; }
+
   // Lets some columns, all different, have the units of `units_`; their state stands for the same weights in these.
   void learn_units(const int64_t* columns, int64_t n_columns) {
     if constexpr (Rule::contains_penalty) {
+      if (n_columns == 0) return;
       taken_.reserve(chunk, width_, n_slots, true, has_marks(layout_.owing), averaging_);
       const T* const units = units_.data();
       for (int64_t first = 0; first < n_columns; first += chunk) {
@@ -789,7 +793,7 @@ class RuleTable final : public LinearTable<T> {
         for (int64_t e = 0; e < n; ++e) prefetch_record(at(number[e]));
         keep_columns(number, n);
         take(n);
-        T* const learned = taken_.gradients.data();  // (There are none now.)
+        T* const learned = taken_.gradients.data();  // (No gradients are there yet.)
         spread<unit_at<T>>(units, 1, number, n, width_, learned);
         Driver::change_units(taken_.run(true), learned, n * width_, *in_force_);
         taken_.unit.swap(taken_.gradients);

@@ -110,7 +110,8 @@ class ColumnUnits {
         flags_.resize(size);
         flagged_.resize(size);
       }
-      // Few values shrink a unit, and vectors find them; which values do, nobody can foresee.
+      // Few values shrink a unit, and vectors find them; which values do, nobody can foresee. (The columns of a row are
+      // all different.)
       int32_t* const flags = flags_.data();
       int32_t count = 0;
       for (int64_t e = 0; e < size; ++e) {

@@ -88,9 +88,12 @@ class SGD(Optimizer):
 
     def scalars(self, steps: np.ndarray) -> dict[str, Any]:
         """Return the momentum terms; the first step takes its gradient whole."""
+        gradient_weight: Any = 1.0
+        if self.dampening:
+            gradient_weight = np.where(steps == 1, 1.0, 1.0 - self.dampening)
         return {
             "momentum": self.momentum,
-            "gradient_weight": np.where(steps == 1, 1.0, 1.0 - self.dampening),
+            "gradient_weight": gradient_weight,
             "look_gradient": float(self.nesterov),
             "look_buffer": self.momentum if self.nesterov else 1.0,
             "stationary_gain": (1.0 - self.dampening) / (1.0 - self.momentum),
