@@ -310,8 +310,8 @@ def resolve_loss(loss: Any, *, regression: bool, epsilon: float | None = None) -
                 f"hidden_layer_sizes={loss!r}."
             )
         raise ValueError(
-            f"loss={loss!r} is not a {task} loss: use one of {list(names)}, or an instance of such a "
-            "class of skoptim.losses."
+            f"loss={loss!r} is not a {task} loss: use one of {list(names)}, or an instance of such "
+            "a class of skoptim.losses."
         )
     loss._validate_params()
     return loss
