@@ -14,13 +14,11 @@ template <class T>
 T below_which_it_shrinks(T unit) { return unit == T(0) ? T(1e30) : unit; }
 
 // Lets the unit of a column, 1 / its largest |x|, know a value; 0 before the first, and where values
-// are too small to divide by. Returns whether it became another one.
+// are too small to divide by.
 template <class T>
-bool shrinks_unit(T& unit, T value) {
+void shrink_unit(T& unit, T value) {
   const T own = T(1) / absolute(value);
-  const bool shrinks = own < below_which_it_shrinks(unit);
-  if (shrinks) unit = own;
-  return shrinks;
+  if (own < below_which_it_shrinks(unit)) unit = own;
 }
 
 // A column that has had no value yet has the unit 1.
@@ -67,7 +65,7 @@ double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n
       for (int64_t f = 0; f < x.n_columns; ++f) seen[f] = larger(seen[f], absolute(values[f]));
     }
   }
-  for (int64_t f = 0; f < x.n_columns; ++f) shrinks_unit(unit[f], seen[f]);
+  for (int64_t f = 0; f < x.n_columns; ++f) shrink_unit(unit[f], seen[f]);
   return mean_squared_norm(x, rows, first, n, unit);
 }
 
