@@ -272,10 +272,13 @@ def _is_known_csr(X: Any, dtype: Any, estimator: Any) -> bool:
     )
 
 
-def _has_finite_sum(values: np.ndarray) -> bool:
-    """Whether the sum is finite: then all values are; if not, it may be the sum that overflows."""
+def _has_finite_sum(values: Any, xp: Any = np) -> bool:
+    """Whether the sum is finite: then all values are; if not, it may be the sum that overflows.
+
+    It takes no memory.
+    """
     with np.errstate(all="ignore"):
-        return bool(np.isfinite(values.sum()))
+        return bool(xp.isfinite(values.sum()))
 
 
 def _is_plain(y: Any, n_samples: int) -> bool:
@@ -310,8 +313,7 @@ def _check_on_device(X: Any, dtype: Any, name: str) -> Any:
                 f"Found array with 0 {what}(s) (shape={X.shape}) while a minimum of 1 is required "
                 f"by {name}."
             )
-    # A sum takes no memory; it may overflow though all is finite.
-    if not get_config()["assume_finite"] and not bool(xp.isfinite(values.sum())):
+    if not get_config()["assume_finite"] and not _has_finite_sum(values, xp):
         if bool(xp.isnan(values).any()):
             raise ValueError(f"Input X contains NaN.\n{name} does not accept missing values.")
         if bool(xp.isinf(values).any()):

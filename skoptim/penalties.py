@@ -107,7 +107,8 @@ class Penalty(BaseEstimator):
         ValueError
             If a hyper-parameter is out of range; the message names it.
         """
-        self._validate_params()
+        if self._parameter_constraints:  # To validate nothing would take longer than all the rest.
+            self._validate_params()
         return self._terms()
 
     def _terms(self) -> PenaltyTerms:
@@ -250,8 +251,7 @@ def resolve_penalty(penalty: Any, alpha: float, l1_ratio: float | None) -> Penal
             )
         return ElasticNet(l1_ratio).terms().scaled(alpha)
     if penalty in ("l1", "l2"):
-        # (There is nothing to validate, which takes longer than all the rest.)
-        return (L1() if penalty == "l1" else L2())._terms().scaled(alpha)
+        return (L1() if penalty == "l1" else L2()).terms().scaled(alpha)
     raise ValueError(
         f"penalty={penalty!r} is not known: use 'l2', 'l1', 'elasticnet', None, or an object of "
         "skoptim.penalties."

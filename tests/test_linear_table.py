@@ -347,6 +347,7 @@ def test_many_units_that_change_at_once(n_classes, power, average, monkeypatch):
 
 
 def test_units_that_a_failed_block_has_changed_are_as_before(monkeypatch):
+    monkeypatch.setattr(Trainer, "_owing_pays", lambda *_: True)
     X, y = sparse_problem()
     X = sp.csr_matrix(X)
     models = [SGDClassifier("log_loss", random_state=0) for _ in range(2)]
@@ -358,6 +359,7 @@ def test_units_that_a_failed_block_has_changed_are_as_before(monkeypatch):
         with pytest.raises(ValueError, match="diverged"):
             models[0].partial_fit(100 * X[200:], y[200:])
     for model in models:
+        assert "_live" in vars(model)  # It goes on in its table, which nobody has looked at.
         model.partial_fit(3 * X[200:], y[200:])
     np.testing.assert_array_equal(models[0].coef_, models[1].coef_)
     units = [model.optimizer_state_.slots["unit"] for model in models]

@@ -69,8 +69,7 @@ double observe(const Matrix<T>& x, const int64_t* rows, int64_t first, int64_t n
   return mean_squared_norm(x, rows, first, n, unit);
 }
 
-// The units of all columns of a table once more, side by side: to look at rows that change none is all that most blocks
-// of a stream need.
+// The units of all columns of a table once more, side by side: blocks of a stream are compared with these alone.
 template <class T>
 class ColumnUnits {
  public:
